@@ -1,0 +1,180 @@
+"""The command line: hepx VERB CONFIG|RUN [key=value ...]. Imports stay inside the verbs so that --help is instant."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hepx import __version__
+from hepx.errors import HepxError
+
+if TYPE_CHECKING:
+    from hepx.run import Run
+
+log = logging.getLogger("hepx")
+
+app = typer.Typer(
+    name="hepx",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train graph classifiers on ATLAS events and explain, with checks, why they select an event.",
+    epilog="Examples:\n\n"
+    "  hepx run configs/quickstart.yaml                      ROOT files in, report.html out\n\n"
+    "  hepx run configs/quickstart.yaml name=try2 train.epochs=5 model.num_experts=4\n\n"
+    "  hepx explain runs/quickstart                          only what is missing is done\n\n"
+    "  hepx simulate ttbar --events 10000 --output mydata    events to try things on",
+)
+
+Target = Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="A YAML config, or the folder of an earlier run.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config, e.g. train.epochs=5.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Options that come before the verb."""
+    if version:
+        typer.echo(f"hepx {__version__}")
+        raise typer.Exit
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.setLevel(level)
+    log.handlers = [handler]
+
+
+def _run(target: Path, overrides: list[str] | None, runs: Path, last: str) -> Run:
+    """Open the run, log into its log.txt, and carry out the stages up to `last`."""
+    from hepx.run import Run
+
+    run = Run.from_config(target, overrides or [], runs)
+    file = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(file)
+    try:
+        run.execute(last)
+    except HepxError as error:
+        file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None))
+        raise
+    finally:
+        log.removeHandler(file)
+        file.close()
+    return run
+
+
+@app.command(epilog="Example:  hepx run configs/quickstart.yaml train.epochs=5")
+def run(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Convert, train, evaluate, explain and report; what is done already is skipped."""
+    from hepx.report import summary_lines
+
+    done = _run(target, overrides, runs, "report")
+    for line in summary_lines(done.folder):
+        typer.echo(line)
+    typer.echo(f"report: {done.folder / 'report.html'}")
+
+
+@app.command(epilog="Example:  hepx convert configs/quickstart.yaml")
+def convert(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Turn ROOT files into graphs on disk."""
+    done = _run(target, overrides, runs, "convert")
+    typer.echo(f"data set: {done.folder / 'dataset'}")
+
+
+@app.command(epilog="Example:  hepx train configs/quickstart.yaml model.num_experts=4\n\nAn interrupted training goes on.")
+def train(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Train the model (after converting, if needed)."""
+    done = _run(target, overrides, runs, "train")
+    typer.echo(f"checkpoints: {done.folder / 'checkpoints'}")
+
+
+@app.command(epilog="Example:  hepx evaluate runs/quickstart")
+def evaluate(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Measure the trained model on the test events."""
+    from hepx.files import read_json
+
+    done = _run(target, overrides, runs, "evaluate")
+    auc = read_json(done.folder / "metrics.json")["auc"]
+    typer.echo(f"test AUC {auc['value']:.4f} ± {auc['error']:.4f}; all numbers: {done.folder / 'metrics.json'}")
+
+
+@app.command(epilog="Example:  hepx explain runs/quickstart explain.0.draws=32")
+def explain(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Run the explanation methods of the config, attention maps and expert tables."""
+    done = _run(target, overrides, runs, "explain")
+    typer.echo(f"explanations: {done.folder / 'explain'}")
+
+
+@app.command(epilog="Example:  hepx report runs/quickstart")
+def report(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+    """Write report.html, the figures and the tables."""
+    done = _run(target, overrides, runs, "report")
+    typer.echo(f"report: {done.folder / 'report.html'}")
+
+
+@app.command(
+    epilog="Examples:\n\n  hepx simulate signal --events 1000 --output mydata\n\n"
+    "  hepx simulate signal=8000 ttbar=8000 singletop=2000 --seed 1 --workers 2 --output data"
+)
+def simulate(
+    processes: Annotated[list[str], typer.Argument(metavar="PROCESS[=EVENTS]...", help="signal, ttbar, singletop.")],
+    events: Annotated[int, typer.Option("--events", "-n", help="Events per process after the preselection.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same events.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", help="Processes at work; the events do not depend on it.")] = 1,
+    met_min: Annotated[float, typer.Option("--met-min", help="Preselection on E_T^miss, GeV.")] = 100.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for PROCESS.root.")] = Path("simulated"),
+) -> None:
+    """Simulate events in the layout of the 2025 ATLAS Open Data, with truth (needs the extra `simulate`)."""
+    from hepx.config import parse
+    from hepx.simulate import SimulateSettings
+    from hepx.simulate import simulate as generate
+
+    wanted = []
+    for text in processes:
+        process, _, number = text.partition("=")
+        values = {"process": process, "num_events": number or events, "seed": seed, "workers": workers, "met_min": met_min}
+        wanted.append(parse(SimulateSettings, values, f"hepx simulate {text}"))
+    for settings in wanted:
+        typer.echo(generate(settings, output / f"{settings.process}.root"))
+
+
+def _call(command: Callable[[], object], debug: bool) -> int:
+    """Run the command line; a HepxError becomes one sentence and its exit code."""
+    try:
+        command()
+    except HepxError as error:
+        if debug:
+            raise
+        typer.echo(f"hepx: error: {error}", err=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        typer.echo("hepx: stopped; start the same command again to go on where it stopped.", err=True)
+        return 130
+    except OSError as error:
+        if debug:
+            raise
+        typer.echo(f"hepx: error: {error.strerror or error}: '{error.filename}'. Mend it and start again.", err=True)
+        return 5
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `hepx` command."""
+    sys.exit(_call(app, "--debug" in sys.argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Safe selection expressions such as `n_lepton == 1 and 100 < mbb < 140`: parsed, never passed to eval.
+
+Allowed: names, numbers, comparisons (also chained), `and`, `or`, `not`, `+ - * /`, parentheses and `abs(...)`.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from hepx.errors import ConfigError, closest
+
+_BINARY: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_COMPARE: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+
+
+def cuts(expression: str) -> list[str]:
+    """Split an expression at its outermost `and`, for a cut-flow.
+
+    >>> cuts("n_jet >= 2 and (met > 100 or mt > 50)")
+    ['n_jet >= 2', 'met > 100 or mt > 50']
+    """
+    tree = _parse(expression)
+    if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And):
+        return [ast.unparse(value) for value in tree.values]
+    return [ast.unparse(tree)]
+
+
+def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
+    """Evaluate an expression on arrays (numpy or awkward, any common shape); NaN compares as false.
+
+    Raises ConfigError for a syntax that is not allowed and for an unknown name, with the nearest known one.
+
+    >>> evaluate("1 < x < 3 and not y", {"x": np.array([2, 5]), "y": np.array([False, False])})
+    array([ True, False])
+    """
+    return _evaluate(_parse(expression), values, expression)
+
+
+def names(expression: str) -> set[str]:
+    """The quantities that an expression uses.
+
+    >>> sorted(names("abs(eta) < 2.8 and pt > 30"))
+    ['eta', 'pt']
+    """
+    found = {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)}
+    return found - {"abs"}
+
+
+def _parse(expression: str) -> ast.expr:
+    try:
+        return ast.parse(expression.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ConfigError(
+            f"selection '{expression}' is not valid: {error.msg} at character {error.offset}. "
+            "Example: n_lepton == 1 and met > 100"
+        ) from error
+
+
+def _evaluate(node: ast.expr, values: Mapping[str, Any], expression: str) -> Any:
+    def inner(child: ast.expr) -> Any:
+        return _evaluate(child, values, expression)
+
+    match node:
+        case ast.Constant(value=bool() | int() | float()):
+            return node.value
+        case ast.Name():
+            if node.id not in values:
+                raise ConfigError(f"selection '{expression}': unknown quantity '{node.id}'; {closest(node.id, values)}")
+            return values[node.id]
+        case ast.BoolOp(op=op):
+            combine = np.logical_and if isinstance(op, ast.And) else np.logical_or
+            result = inner(node.values[0])
+            for child in node.values[1:]:
+                result = combine(result, inner(child))
+            return result
+        case ast.UnaryOp(op=ast.Not()):
+            return np.logical_not(inner(node.operand))
+        case ast.UnaryOp(op=ast.USub()):
+            return -inner(node.operand)
+        case ast.BinOp(op=op) if type(op) in _BINARY:
+            return _BINARY[type(op)](inner(node.left), inner(node.right))
+        case ast.Compare() if all(type(op) in _COMPARE for op in node.ops):
+            terms = [inner(child) for child in (node.left, *node.comparators)]
+            result = _COMPARE[type(node.ops[0])](terms[0], terms[1])
+            for op, left, right in zip(node.ops[1:], terms[1:], terms[2:], strict=False):
+                result = np.logical_and(result, _COMPARE[type(op)](left, right))
+            return result
+        case ast.Call(func=ast.Name(id="abs"), args=[argument], keywords=[]):
+            return np.abs(inner(argument))
+    raise ConfigError(
+        f"selection '{expression}': '{ast.unparse(node)}' is not allowed; "
+        "use names, numbers, comparisons, and/or/not, + - * / and abs()."
+    )

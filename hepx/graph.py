@@ -1,0 +1,259 @@
+"""EventBatch -> GraphBatch: each event is a small complete graph of reconstructed objects, stored densely.
+
+Shape letters: B events, N node slots, F raw features, V observables. `x` holds raw physical quantities (GeV, rad);
+what the network sees is computed from them inside the model (`hepx.models.inputs`), so that an object can be replaced
+by another one and everything that depends on it follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from hepx.config import Settings
+from hepx.errors import ConfigError, DataError, closest
+from hepx.events import EventBatch
+from hepx.kinematics import OBSERVABLES
+
+NODE_TYPES = ("jet", "bjet", "lepton", "met")
+RAW_FEATURES = {"pt": "GeV", "eta": "", "phi": "rad", "mass": "GeV", "btag": "", "met_significance": ""}
+"""Columns of `x` and their units."""
+DEFINED = {
+    "jet": ("pt", "eta", "phi", "mass", "btag"),
+    "bjet": ("pt", "eta", "phi", "mass", "btag"),
+    "lepton": ("pt", "eta", "phi"),
+    "met": ("pt", "phi", "met_significance"),
+}
+"""Which raw features a node type has; the others are 0 in `x` and never reach the network."""
+_FIRST_INDEX = {"jet": 0, "lepton": 100, "met": 200}  # ranges of object_index; jets and b-jets are the same objects
+
+
+class NodeSettings(Settings):
+    """`max` nodes of one type, in falling pt. An object already used by an earlier entry is passed over unless `alias`
+    is set: then it becomes a second node of the same object, as in the table of arXiv:2501.03432."""
+
+    type: str
+    max: int = Field(default=1, ge=1, le=20)
+    alias: bool = False
+
+    @model_validator(mode="after")
+    def _known(self) -> NodeSettings:
+        if self.type not in NODE_TYPES:
+            raise ValueError(f"unknown node type '{self.type}'; {closest(self.type, NODE_TYPES)}")
+        if self.type == "met" and self.max != 1:
+            raise ValueError("an event has one missing momentum: max must be 1 for type met")
+        return self
+
+
+DEFAULT_NODES = (
+    NodeSettings(type="bjet", max=2),
+    NodeSettings(type="jet", max=1),
+    NodeSettings(type="lepton", max=1),
+    NodeSettings(type="met"),
+)
+
+
+class GraphSettings(Settings):
+    """The nodes of the graph, in slot order."""
+
+    nodes: tuple[NodeSettings, ...] = DEFAULT_NODES
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the axes of a GraphBatch mean; the same for every batch of a data set.
+
+    slots: name of each node slot [N], for example b1, b2, j3, lepton, met; types: its node type [N].
+    """
+
+    slots: tuple[str, ...]
+    types: tuple[str, ...]
+    observables: tuple[str, ...]
+    observable_units: tuple[str, ...]
+    samples: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return max(self.labels) + 1
+
+    def observable_index(self, name: str) -> int:
+        """Column of an observable; ConfigError with near names if there is none."""
+        if name not in self.observables:
+            raise ConfigError(f"unknown observable '{name}'; {closest(name, self.observables)}")
+        return self.observables.index(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Layout:
+        """Inverse of `to_dict`."""
+        return cls(**{name: tuple(value) for name, value in values.items()})
+
+
+def make_layout(
+    graph: GraphSettings, samples: Sequence[str], labels: Sequence[int], columns: Sequence[str] = ()
+) -> Layout:
+    """The layout of graphs built with these settings; `columns` are extra event columns of the schema."""
+    types = tuple(node.type for node in graph.nodes for _ in range(node.max))
+    names = (*OBSERVABLES, *columns)
+    units = (*(observable.unit for observable in OBSERVABLES.values()), *("GeV" for _ in columns))
+    return Layout(_slot_names(graph.nodes), types, names, units, tuple(samples), tuple(labels))
+
+
+def _slot_names(nodes: Sequence[NodeSettings]) -> tuple[str, ...]:
+    """b1 b2 for b-jets; j1 j2 j3 for jets, counted on after the b-jets unless the jets repeat them; lepton, met."""
+    names, num_bjets = [], sum(node.max for node in nodes if node.type == "bjet")
+    for node in nodes:
+        if node.type == "bjet":
+            names += [f"b{i + 1}" for i in range(node.max)]
+        elif node.type == "jet":
+            first = 1 if node.alias else num_bjets + 1
+            names += [f"j{i + first}" for i in range(node.max)]
+        else:
+            names += [node.type if node.max == 1 else f"{node.type}{i + 1}" for i in range(node.max)]
+    return tuple(names)
+
+
+@dataclass(frozen=True)
+class GraphBatch:
+    """Events as dense tensors. A data set and a batch are the same sliceable type.
+
+    x: raw features [B, N, F] in GeV and rad, 0 where absent or undefined; mask [B, N]: the object exists;
+    node_type [B, N]: index into NODE_TYPES; object_index [B, N]: which physical object the node is (−1 absent), equal
+    for aliases; truth_parent [B, N]: PDG id of the jet's true parent, 0 unknown; y [B]: class; weight [B]: signed
+    event weight at the given luminosity; sample [B]: index into layout.samples; event_id [B]; observables [B, V].
+    """
+
+    x: Float[Tensor, "B N F"]
+    mask: Bool[Tensor, "B N"]
+    node_type: Int[Tensor, "B N"]
+    object_index: Int[Tensor, "B N"]
+    truth_parent: Int[Tensor, "B N"]
+    y: Int[Tensor, "B"]
+    weight: Float[Tensor, "B"]
+    sample: Int[Tensor, "B"]
+    event_id: Int[Tensor, "B"]
+    observables: Float[Tensor, "B V"]
+    layout: Layout
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __getitem__(self, index: Any) -> GraphBatch:
+        """Events at `index`: a slice, a mask or positions."""
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> GraphBatch:
+        """The same events on a device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> tensor, all but the layout."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layout"}
+
+    def observable(self, name: str) -> Float[Tensor, "B"]:
+        """One observable of every event."""
+        return self.observables[:, self.layout.observable_index(name)]
+
+    def _map(self, function: Any) -> GraphBatch:
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+
+
+def concatenate(batches: Sequence[GraphBatch]) -> GraphBatch:
+    """Join batches of one layout; DataError if there is none or the layouts differ."""
+    if not batches:
+        raise DataError("there are no events to join.")
+    first = batches[0]
+    if any(batch.layout != first.layout for batch in batches):
+        raise DataError("batches of different layouts cannot be joined.")
+    joined = {name: torch.cat([batch.tensors()[name] for batch in batches]) for name in first.tensors()}
+    return replace(first, **joined)
+
+
+def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> GraphBatch:
+    """Turn events into graphs: one node per object (or aliases where the settings ask for them).
+
+    Vectorised: every object is scattered to its (event, slot) by its rank in its event.
+    """
+    num_events, num_slots = len(events), len(layout.slots)
+    x = np.zeros((num_events, num_slots, len(RAW_FEATURES)), dtype=np.float32)
+    object_index = np.full((num_events, num_slots), -1, dtype=np.int16)
+    truth_parent = np.zeros((num_events, num_slots), dtype=np.int32)
+    slot = 0
+    used = np.zeros(int(ak.sum(ak.num(events.objects["jet"]))), dtype=bool)
+    for node in graph.nodes:
+        flat, counts, allowed = _candidates(events, node, used)
+        row = np.repeat(np.arange(num_events), counts)
+        rank = _rank_in_event(allowed, row)
+        chosen = allowed & (rank < node.max)
+        place = (row[chosen], slot + rank[chosen])
+        for name in DEFINED[node.type]:
+            x[(*place, list(RAW_FEATURES).index(name))] = flat[name][chosen]
+        position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        collection = "jet" if node.type == "bjet" else node.type
+        object_index[place] = _FIRST_INDEX[collection] + position[chosen]
+        if "truth_parent" in flat:
+            truth_parent[place] = flat["truth_parent"][chosen]
+        if collection == "jet" and not node.alias:
+            used |= chosen
+        slot += node.max
+    types = np.array([NODE_TYPES.index(name) for name in layout.types], dtype=np.int64)
+    values = [events.observables[name] for name in layout.observables]
+    sample = layout.samples.index(events.sample)
+    return GraphBatch(
+        x=torch.from_numpy(x),
+        mask=torch.from_numpy(object_index >= 0),
+        node_type=torch.from_numpy(np.broadcast_to(types, (num_events, num_slots)).copy()),
+        object_index=torch.from_numpy(object_index),
+        truth_parent=torch.from_numpy(truth_parent),
+        y=torch.full((num_events,), events.label, dtype=torch.int64),
+        weight=torch.from_numpy(events.weight.astype(np.float64)),
+        sample=torch.full((num_events,), sample, dtype=torch.int64),
+        event_id=torch.from_numpy(events.event_id),
+        observables=torch.from_numpy(np.stack(values, axis=1) if num_events else np.zeros((0, len(values)))),
+        layout=layout,
+    )
+
+
+def _candidates(
+    events: EventBatch, node: NodeSettings, used: np.ndarray[Any, np.dtype[np.bool_]]
+) -> tuple[dict[str, Any], Any, Any]:
+    """Flat fields of the node's collection, objects per event, and which of them may become such a node."""
+    objects = events.objects
+    if node.type == "met":
+        met = objects["met"]
+        if np.isnan(ak.to_numpy(met["significance"])).any():
+            raise DataError(
+                f"sample '{events.sample}': the events have no E_T^miss significance, which the node type met needs. "
+                "Name its branch in the schema (met: {significance: …})."
+            )
+        flat = {"pt": ak.to_numpy(met["pt"]), "phi": ak.to_numpy(met["phi"])}
+        flat["met_significance"] = ak.to_numpy(met["significance"])
+        return flat, np.ones(len(met), dtype=np.int64), np.ones(len(met), dtype=bool)
+    momenta = objects["lepton" if node.type == "lepton" else "jet"]
+    flat = {name: ak.to_numpy(ak.flatten(momenta[name])) for name in momenta.fields}
+    counts = ak.to_numpy(ak.num(momenta))
+    if node.type == "lepton":
+        return flat, counts, np.ones(int(counts.sum()), dtype=bool)
+    allowed = flat["tagged"].astype(bool) if node.type == "bjet" else np.ones(int(counts.sum()), dtype=bool)
+    return flat, counts, allowed if node.alias else allowed & ~used
+
+
+def _rank_in_event(allowed: Any, row: Any) -> Any:
+    """Position of each allowed object among the allowed objects of its event."""
+    running = np.cumsum(allowed)
+    first = np.concatenate([[True], row[1:] != row[:-1]]) if len(row) else np.zeros(0, dtype=bool)
+    before = np.where(first, running - allowed, 0)
+    return running - allowed - np.maximum.accumulate(before) if len(row) else running

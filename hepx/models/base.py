@@ -1,0 +1,105 @@
+"""What every model is: raw events in, logits and a Trace out.
+
+Shape letters: B events, N nodes, F raw features, C classes, L layers, H heads, X experts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hepx.config import Settings
+from hepx.graph import GraphBatch
+from hepx.models.inputs import Inputs
+
+
+class Trace(NamedTuple):
+    """What happened inside: always returned, so that losses and analyses are plain functions of it.
+
+    attention [B, L, H, N, N] (row: the node that looks); router_logits and gates [B, L, N, X]; the last axes have size
+    0 in models without attention or experts.
+    """
+
+    attention: Float[Tensor, "B L H N N"]
+    router_logits: Float[Tensor, "B L N X"]
+    gates: Float[Tensor, "B L N X"]
+
+
+class Output(NamedTuple):
+    """Logits [B, C] and the trace."""
+
+    logits: Float[Tensor, "B C"]
+    trace: Trace
+
+
+class InputSettings(Settings):
+    """Which node and pair features the network sees."""
+
+    features: tuple[str, ...] = (
+        "log_pt",
+        "eta",
+        "sin_dphi",
+        "cos_dphi",
+        "log_mass",
+        "btag",
+        "met_significance",
+    )
+    pair_features: tuple[str, ...] = ("ln_delta_r", "ln_kt", "ln_m2")
+
+
+class Model(nn.Module, ABC):
+    """Base of all models. A model is a pure function of its arguments: no noise, no state, unless `noise` is given."""
+
+    inputs: Inputs
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Float[Tensor, "B N F"],
+        mask: Bool[Tensor, "B N"],
+        node_type: Int[Tensor, "B N"],
+        routing: Bool[Tensor, "B L N X"] | None = None,
+        noise: Float[Tensor, "B L N X"] | None = None,
+    ) -> Output:
+        """Classify events.
+
+        routing: the experts to use instead of the router's choice (replays a routing; ignored without experts);
+        noise: added to the router logits when choosing (training only).
+        """
+
+
+def log_odds(logits: Float[Tensor, "*B C"], target: int) -> Float[Tensor, "*B"]:
+    """Score of a class: its logit minus the log-sum-exp of the others; for two classes the log-odds."""
+    others = torch.cat([logits[..., :target], logits[..., target + 1 :]], dim=-1)
+    return logits[..., target] - torch.logsumexp(others, dim=-1)
+
+
+def empty_trace(mask: Bool[Tensor, "B N"], num_layers: int) -> Trace:
+    """The trace of a model without attention and experts."""
+    batch, nodes = mask.shape
+    attention = torch.zeros(batch, num_layers, 0, nodes, nodes, device=mask.device)
+    routing = torch.zeros(batch, num_layers, nodes, 0, device=mask.device)
+    return Trace(attention, routing, routing)
+
+
+def batches(graphs: GraphBatch, batch_size: int = 2048) -> Iterator[GraphBatch]:
+    """Consecutive slices of a data set."""
+    for start in range(0, len(graphs), batch_size):
+        yield graphs[start : start + batch_size]
+
+
+@torch.inference_mode()
+def predict(model: Model, graphs: GraphBatch, target: int = 1, batch_size: int = 2048) -> Float[Tensor, "B"]:
+    """Scores (log-odds of `target`) of all events, in evaluation mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    scores = [
+        log_odds(model(b.x, b.mask, b.node_type).logits, target).cpu()
+        for b in (part.to(device) for part in batches(graphs, batch_size))
+    ]
+    return torch.cat(scores)

@@ -1,0 +1,160 @@
+"""Graph transformers on the complete graph of an event: with a mixture of experts (MGT) and with a dense network (GT).
+
+After arXiv:2501.03432, with the changes that its public code calls for: independent experts, attention per event
+instead of per batch, self-loops, a node-type embedding instead of the Laplacian code of a complete graph (which is
+arbitrary: one (n−1)-fold eigenvalue), noise per node and only in training, pre-norm blocks, pooling by node type.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from hepx.graph import NODE_TYPES, Layout
+from hepx.models.base import InputSettings, Model, Output, Trace
+from hepx.models.inputs import Inputs
+from hepx.models.layers import FeedForward, MixtureOfExperts, SelfAttention, TypePool, mean_pool
+
+
+class TransformerSettings(InputSettings):
+    """What both graph transformers share."""
+
+    dim: int = Field(default=64, ge=1)
+    num_layers: int = Field(default=2, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    pair_bias: bool = True
+    self_loops: bool = True
+    pooling: Literal["type", "mean"] = "type"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> TransformerSettings:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, but {self.dim} is not one of {self.num_heads}")
+        return self
+
+
+class GraphTransformerSettings(TransformerSettings):
+    """GT: one dense feed-forward network per layer."""
+
+    name: Literal["graph_transformer"] = "graph_transformer"
+    hidden_dim: int = Field(default=64, ge=1)
+
+
+class MoEGraphTransformerSettings(TransformerSettings):
+    """MGT: X independent experts per layer, K of them used per node."""
+
+    name: Literal["moe_graph_transformer"] = "moe_graph_transformer"
+    num_experts: int = Field(default=6, ge=1)
+    expert_dim: int = Field(default=32, ge=1)
+    top_k: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> MoEGraphTransformerSettings:
+        if self.top_k > self.num_experts:
+            raise ValueError(f"top_k is {self.top_k}, but there are only {self.num_experts} experts")
+        return self
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + attention(norm x), then x + feed-forward(norm x)."""
+
+    def __init__(self, settings: GraphTransformerSettings | MoEGraphTransformerSettings) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(settings.dim), nn.LayerNorm(settings.dim)
+        self.attention = SelfAttention(settings.dim, settings.num_heads)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.feed_forward: MixtureOfExperts | FeedForward
+        if isinstance(settings, MoEGraphTransformerSettings):
+            self.feed_forward = MixtureOfExperts(
+                settings.dim, settings.expert_dim, settings.num_experts, settings.top_k, settings.dropout
+            )
+        else:
+            self.feed_forward = FeedForward(settings.dim, settings.hidden_dim, settings.dropout)
+
+    def forward(
+        self,
+        h: Float[Tensor, "B N D"],
+        allowed: Bool[Tensor, "B N N"],
+        bias: Float[Tensor, "B H N N"] | None,
+        routing: Bool[Tensor, "B N X"] | None,
+        noise: Float[Tensor, "B N X"] | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """New node states, attention, router logits, gates."""
+        mixed, attention = self.attention(self.norm1(h), allowed, bias)
+        h = h + self.dropout(mixed)
+        out, router_logits, gates = self.feed_forward(self.norm2(h), routing, noise)
+        return h + self.dropout(out), attention, router_logits, gates
+
+
+class GraphTransformer(Model):
+    """MGT or GT, by its settings. The pair bias is a small network of the pair features, shared by the layers, with
+    one output per layer and head."""
+
+    def __init__(
+        self, settings: GraphTransformerSettings | MoEGraphTransformerSettings, layout: Layout, num_classes: int
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        with_pairs = settings.pair_bias and bool(settings.pair_features)
+        self.inputs = Inputs(layout, settings.features, settings.pair_features if with_pairs else ())
+        self.embed = nn.Linear(self.inputs.num_features, settings.dim)
+        self.type_embedding = nn.Embedding(len(NODE_TYPES), settings.dim)
+        self.pair_network = None
+        if with_pairs:
+            outputs = settings.num_layers * settings.num_heads
+            self.pair_network = nn.Sequential(
+                nn.Linear(self.inputs.num_pair_features, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, outputs)
+            )
+        self.blocks = nn.ModuleList([Block(settings) for _ in range(settings.num_layers)])
+        self.norm = nn.LayerNorm(settings.dim)
+        self.pool = TypePool(layout.types) if settings.pooling == "type" else None
+        pooled_dim = settings.dim * (len(self.pool.types) if self.pool else 1)
+        self.head = nn.Sequential(nn.Linear(pooled_dim, settings.dim), nn.GELU(), nn.Linear(settings.dim, num_classes))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N F"],
+        mask: Bool[Tensor, "B N"],
+        node_type: Int[Tensor, "B N"],
+        routing: Bool[Tensor, "B L N X"] | None = None,
+        noise: Float[Tensor, "B L N X"] | None = None,
+    ) -> Output:
+        """Classify events; see `Model.forward`."""
+        h = self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type)
+        h = h * mask[..., None]
+        allowed = mask[:, None, :] & mask[:, :, None]
+        if not self.settings.self_loops:
+            allowed = allowed & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+        bias = self.pair_bias(x, mask, node_type)
+        attention, router_logits, gates = [], [], []
+        for layer, block in enumerate(self.blocks):
+            h, *trace = block(
+                h,
+                allowed,
+                None if bias is None else bias[:, layer],
+                None if routing is None else routing[:, layer],
+                None if noise is None else noise[:, layer],
+            )
+            for stored, value in zip((attention, router_logits, gates), trace, strict=True):
+                stored.append(value)
+        h = self.norm(h)
+        pooled = mean_pool(h, mask) if self.pool is None else self.pool(h, mask, node_type)
+        present = mask[..., None]
+        trace_out = Trace(
+            torch.stack(attention, 1), torch.stack(router_logits, 1), torch.stack([g * present for g in gates], 1)
+        )
+        return Output(self.head(pooled), trace_out)
+
+    def pair_bias(
+        self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "B L H N N"] | None:
+        """Bias of the attention scores of all layers and heads, or None without pair features."""
+        if self.pair_network is None:
+            return None
+        bias = self.pair_network(self.inputs.pairs(x, mask, node_type))
+        return bias.permute(0, 3, 1, 2).unflatten(1, (self.settings.num_layers, self.settings.num_heads))

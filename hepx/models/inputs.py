@@ -1,0 +1,172 @@
+"""From raw quantities (GeV, rad) to what the network sees: node and pair features, standardised on training events.
+
+Everything that depends on several objects (Δφ to the lepton, pair features) is computed here, inside the model, so it
+follows when an explanation replaces an object. All functions are smooth, work on any leading shape and never give NaN
+for an absent object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from hepx.errors import ConfigError, closest
+from hepx.graph import DEFINED, NODE_TYPES, RAW_FEATURES, GraphBatch, Layout
+
+PT, ETA, PHI, MASS, BTAG, MET_SIGNIFICANCE = range(len(RAW_FEATURES))
+_SMALL = 1e-6
+
+
+@dataclass(frozen=True)
+class NodeFeature:
+    """A network input of one node: the raw features it needs, and its function of x [..., N, F] and Δφ [..., N]."""
+
+    needs: tuple[str, ...]
+    compute: Callable[[Tensor, Tensor], Tensor]
+
+
+NODE_FEATURES: dict[str, NodeFeature] = {
+    "log_pt": NodeFeature(("pt",), lambda x, _: torch.log(x[..., PT].clamp(min=1e-3))),
+    "eta": NodeFeature(("eta",), lambda x, _: x[..., ETA]),
+    "sin_dphi": NodeFeature(("phi",), lambda _, dphi: torch.sin(dphi)),
+    "cos_dphi": NodeFeature(("phi",), lambda _, dphi: torch.cos(dphi)),
+    "log_mass": NodeFeature(("mass",), lambda x, _: torch.log(x[..., MASS].clamp(min=0) + 1.0)),
+    "btag": NodeFeature(("btag",), lambda x, _: x[..., BTAG]),
+    "met_significance": NodeFeature(
+        ("met_significance",), lambda x, _: torch.log(x[..., MET_SIGNIFICANCE].clamp(min=0) + 1.0)
+    ),
+}
+"""Inputs a config can choose. Δφ is taken to the first lepton (to the missing momentum where there is none), with its
+sign, so the inputs do not change under a rotation of the event about the beam."""
+
+
+@dataclass(frozen=True)
+class PairKinematics:
+    """Quantities of all pairs [..., N, N] that the pair features are made of; transverse for pairs with E_T^miss."""
+
+    delta_r2: Tensor
+    min_pt: Tensor
+    mass2: Tensor
+
+
+def pair_kinematics(x: Float[Tensor, "... N F"], node_type: Int[Tensor, "... N"]) -> PairKinematics:
+    """ΔR², min(pt) and m² of all pairs, GeV and GeV².
+
+    For a pair with the missing momentum Δη is set to zero: ΔR is |Δφ| and m² is the transverse mass squared.
+    """
+    is_met = node_type == NODE_TYPES.index("met")
+    transverse = (is_met[..., :, None] | is_met[..., None, :]).to(x.dtype)
+    delta_eta2 = (x[..., :, None, ETA] - x[..., None, :, ETA]) ** 2 * (1 - transverse)
+    delta_phi = x[..., :, None, PHI] - x[..., None, :, PHI]
+    cos_phi = torch.cos(delta_phi)
+    # Δφ wrapped to [−π, π); the difference is exact in the gradient because the shift is a constant.
+    delta_phi = delta_phi - 2 * torch.pi * torch.round(delta_phi / (2 * torch.pi)).detach()
+    pt, mass2 = x[..., PT], x[..., MASS] ** 2
+    pz = pt * torch.sinh(x[..., ETA])
+    et, energy = torch.sqrt(pt**2 + mass2 + _SMALL), torch.sqrt(pt**2 + pz**2 + mass2 + _SMALL)
+    energies = torch.where(transverse > 0, _outer(et), _outer(energy))
+    product = energies - _outer(pt) * cos_phi - _outer(pz) * (1 - transverse)
+    pair_mass2 = mass2[..., :, None] + mass2[..., None, :] + 2 * product
+    min_pt = torch.minimum(pt[..., :, None], pt[..., None, :])
+    return PairKinematics(delta_eta2 + delta_phi**2, min_pt, pair_mass2)
+
+
+def _outer(values: Tensor) -> Tensor:
+    """v_i v_j of all pairs."""
+    return values[..., :, None] * values[..., None, :]
+
+
+PAIR_FEATURES: dict[str, Callable[[PairKinematics], Tensor]] = {
+    "ln_delta_r": lambda pair: 0.5 * torch.log(pair.delta_r2 + 1e-4),
+    "ln_kt": lambda pair: 0.5 * torch.log(pair.delta_r2 + 1e-4) + torch.log(pair.min_pt.clamp(min=1e-3)),
+    "ln_m2": lambda pair: torch.log(pair.mass2.clamp(min=1e-2)),
+}
+"""Pair inputs of arXiv:2202.03772 (eq. 3) that a config can choose."""
+
+
+class Inputs(nn.Module):
+    """Computes and standardises the network's inputs. Mean and spread come from the training events (`fit`)."""
+
+    num_features: int
+    num_pair_features: int
+    mean: Tensor
+    std: Tensor
+    pair_mean: Tensor
+    pair_std: Tensor
+    defined: Tensor
+
+    def __init__(self, layout: Layout, features: Sequence[str], pair_features: Sequence[str]) -> None:
+        super().__init__()
+        for name in features:
+            if name not in NODE_FEATURES:
+                raise ConfigError(f"unknown node feature '{name}'; {closest(name, NODE_FEATURES)}")
+        for name in pair_features:
+            if name not in PAIR_FEATURES:
+                raise ConfigError(f"unknown pair feature '{name}'; {closest(name, PAIR_FEATURES)}")
+        self.features, self.pair_features = tuple(features), tuple(pair_features)
+        self.num_features, self.num_pair_features = len(features), len(pair_features)
+        met = layout.types.index("met") if "met" in layout.types else 0
+        self._reference = layout.types.index("lepton") if "lepton" in layout.types else met
+        self._fallback = met
+        defined = [[set(NODE_FEATURES[f].needs) <= set(DEFINED[t]) for f in features] for t in NODE_TYPES]
+        self.register_buffer("defined", torch.tensor(defined, dtype=torch.float32))
+        self.register_buffer("mean", torch.zeros(self.num_features))
+        self.register_buffer("std", torch.ones(self.num_features))
+        self.register_buffer("pair_mean", torch.zeros(self.num_pair_features))
+        self.register_buffer("pair_std", torch.ones(self.num_pair_features))
+
+    def raw_nodes(self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"]) -> Float[Tensor, "*B N F2"]:
+        """Node features before standardisation."""
+        phi = x[..., PHI]
+        reference = torch.where(mask[..., self._reference], phi[..., self._reference], phi[..., self._fallback])
+        delta_phi = phi - reference[..., None]
+        return torch.stack([NODE_FEATURES[name].compute(x, delta_phi) for name in self.features], dim=-1)
+
+    def raw_pairs(self, x: Float[Tensor, "*B N F"], node_type: Int[Tensor, "*B N"]) -> Float[Tensor, "*B N N P"]:
+        """Pair features before standardisation."""
+        kinematics = pair_kinematics(x, node_type)
+        return torch.stack([PAIR_FEATURES[name](kinematics) for name in self.pair_features], dim=-1)
+
+    def nodes(
+        self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]
+    ) -> Float[Tensor, "*B N F2"]:
+        """Standardised node features; exactly 0 where the object is absent or the feature undefined for its type."""
+        valid = self.defined[node_type] * mask[..., None]
+        return (self.raw_nodes(x, mask) - self.mean) / self.std * valid
+
+    def pairs(
+        self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]
+    ) -> Float[Tensor, "*B N N P"]:
+        """Standardised pair features; exactly 0 on the diagonal and where an object is absent."""
+        valid = _pair_mask(mask)[..., None]
+        return (self.raw_pairs(x, node_type) - self.pair_mean) / self.pair_std * valid
+
+    @torch.no_grad()
+    def fit(self, graphs: GraphBatch, weight: Float[Tensor, "B"]) -> None:
+        """Set mean and spread from training events, weighted with |weight|: a scale must not depend on signs."""
+        weight = weight.abs().to(torch.float64)
+        nodes = self.raw_nodes(graphs.x, graphs.mask).to(torch.float64)
+        valid = self.defined[graphs.node_type] * graphs.mask[..., None] * weight[:, None, None]
+        self.mean, self.std = _moments(nodes, valid, (0, 1))
+        if self.num_pair_features:
+            pairs = self.raw_pairs(graphs.x, graphs.node_type).to(torch.float64)
+            valid = (_pair_mask(graphs.mask) * weight[:, None, None])[..., None].expand_as(pairs)
+            self.pair_mean, self.pair_std = _moments(pairs, valid, (0, 1, 2))
+
+
+def _pair_mask(mask: Bool[Tensor, "*B N"]) -> Float[Tensor, "*B N N"]:
+    both = mask[..., :, None] & mask[..., None, :]
+    off_diagonal = ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
+    return (both & off_diagonal).to(torch.float32)
+
+
+def _moments(values: Tensor, weight: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    total = weight.sum(axes).clamp(min=1e-12)
+    mean = (values * weight).sum(axes) / total
+    variance = ((values - mean) ** 2 * weight).sum(axes) / total
+    std = variance.sqrt()
+    return mean.float(), torch.where(std > 1e-6, std, torch.ones_like(std)).float()  # a constant input stays as it is

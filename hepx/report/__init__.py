@@ -1,0 +1,9 @@
+"""report.html, figures and tables from the saved results of a run. Nothing is computed here that needs a model.
+
+`FIGURES` and `TABLES` list what there is; a new figure is one function and one entry there.
+"""
+
+from hepx.report.figures import FIGURES, TABLES, Figure, Numbers
+from hepx.report.page import make_report, summary_lines
+
+__all__ = ["FIGURES", "TABLES", "Figure", "Numbers", "make_report", "summary_lines"]

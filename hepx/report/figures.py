@@ -1,0 +1,225 @@
+"""FIGURES and TABLES: what the report can draw and write. Adding one = one function and one entry here."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from matplotlib.figure import Figure as Canvas
+
+from hepx import files
+from hepx.report import (
+    derive,
+    figures_events,
+    figures_network,
+    figures_objects,
+    figures_performance,
+    style,
+)
+from hepx.report.saved import Saved
+from hepx.report.tables import Table
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its title, how to read it (HTML), the results it `needs` (attributes of Saved) and how it is drawn.
+
+    `draw` returns suffix -> canvas: {"": canvas} for one figure, several suffixes for one per layer or event.
+    """
+
+    title: str
+    caption: str
+    needs: tuple[str, ...]
+    draw: Callable[[Saved], dict[str, Canvas]]
+
+    def available(self, saved: Saved) -> bool:
+        """All it needs is there."""
+        return all(getattr(saved, name) for name in self.needs)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure as the page shows it."""
+
+    name: str
+    title: str
+    caption: str
+    width: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A table written as CSV: the results it needs and how it is made."""
+
+    needs: tuple[str, ...]
+    make: Callable[[Saved], Table]
+
+
+FIGURES: dict[str, Figure] = {
+    "history": Figure(
+        "Training history",
+        "Cross entropy of the training and validation events and weighted AUC of the validation events after every "
+        "epoch; both classes have equal total weight. The star marks the epoch whose weights are kept. Where experts "
+        "exist, the balance loss says how evenly they are used (1: all alike).",
+        ("history",),
+        figures_performance.history,
+    ),
+    "roc": Figure(
+        "Background rejection",
+        "Background rejection 1/ε<sub>b</sub> against signal efficiency ε<sub>s</sub> of the weighted test events, for "
+        "the model and for gradient-boosted trees trained on the same events. Bands: statistical error from the weights "
+        "of the background that passes; neighbouring points share events. A curve ends where no background is left. "
+        "Below: ratio to the model; the classifiers see the same events, so the bands overstate the error of the ratio.",
+        ("scores",),
+        figures_performance.roc,
+    ),
+    "scores": Figure(
+        "Score distribution",
+        "Score of the weighted test events, each process scaled to unit area. Bars: statistical error √Σw². The outermost "
+        "bins hold what lies beyond them.",
+        ("scores",),
+        figures_performance.scores,
+    ),
+    "waterfall": Figure(
+        "From the baseline to the score, object by object",
+        "Read from top to bottom: the mean score when every object is replaced by objects of baseline events, then what "
+        "each object adds (red) or takes away (blue), then the mean score of the process. Weighted means over all "
+        "explained events of the process (an absent object counts 0), so that the bars add up; error bars: standard error "
+        "over the events.",
+        ("objects",),
+        figures_objects.waterfall,
+    ),
+    "features": Figure(
+        "Features of the objects",
+        "Weighted mean |attribution| of every feature of every object, from the gradient method; empty where the object "
+        "has no such feature. For integrated gradients φ is counted from the lepton, whose own φ therefore gets none: only "
+        "differences of azimuth reach the network.",
+        ("features",),
+        figures_objects.features,
+    ),
+    "pairs": Figure(
+        "Pairs of objects",
+        "Interaction I<sub>ij</sub>: what two objects add together beyond what they add one by one, measured by "
+        "replacing them. Above: mean size; below: mean with sign (red: the pair speaks for signal). Weighted means over "
+        "the events that have both objects.",
+        ("pairs",),
+        figures_objects.pairs,
+    ),
+    "pair_profiles": Figure(
+        "Do pairs follow the masses they carry?",
+        "Weighted mean interaction of a pair in bins of the mass it carries, within one process; error bars: standard "
+        "error of the mean. The points of the processes are shifted a little sideways. The legend gives the weighted "
+        "rank correlation with its bootstrap error; it sees a steady rise or fall, not a peak.",
+        ("pairs",),
+        figures_objects.pair_profiles,
+    ),
+    "links": Figure(
+        "Which observables do the attributions follow?",
+        "For each observable: the summed attribution of the objects it is made of, averaged in bins of the observable; "
+        "the bar is the spread of these averages, with its bootstrap error. Orange: what a meaningless observable stays "
+        "below 95 times out of 100. Grey bars do not exceed it. A link is a correlation: observables share objects.",
+        ("links",),
+        figures_objects.links,
+    ),
+    "response": Figure(
+        "Response of the score",
+        "Mean score when the observable is set to a value by changing one object and nothing else (line; band: standard "
+        "error over the events), beside the events as they are (points) and the same experiment on an untrained model "
+        "(dashed). Below: share of the events that can be moved there. Where line and points differ, the observable "
+        "carries other differences between the events along.",
+        ("responses",),
+        figures_objects.responses,
+    ),
+    "attention": Figure(
+        "Attention",
+        "Mean attention weight per head: the object in a row looks at the object in a column, for the trained model and "
+        "for an untrained one of the same settings. Last column: size of the pair interaction, from an intervention "
+        "(other colour scale). Weighted means over the events that have both objects.",
+        ("attention",),
+        figures_network.attention,
+    ),
+    "routing": Figure(
+        "Routing",
+        "Mean gate of each expert for the objects of one type; rows add up to 1. Above the trained, below an untrained "
+        "router of the same settings: only a difference between the two is learned.",
+        ("experts",),
+        figures_network.routing,
+    ),
+    "experts": Figure(
+        "What the experts know and what they do",
+        "Left: what the choice of expert tells about the type of the object and, at fixed type, about the process, "
+        "beside an untrained router. Right: change of the AUC when one expert is taken away and the rest chosen anew "
+        "(circles), and when the experts of a layer trade places against their gates (squares); error bars: paired "
+        "bootstrap. An expert that matters lies left of zero by more than its error.",
+        ("experts",),
+        figures_network.experts,
+    ),
+    "event": Figure(
+        "Event display",
+        "Left: transverse momenta seen along the beam (E<sub>T</sub><sup>miss</sup> dashed; true parent of a jet in "
+        "brackets where known). Right: attribution of each object in logits with its error over the baseline draws. One "
+        "colour scale for all displays: red speaks for signal, blue for background.",
+        ("objects",),
+        figures_events.displays,
+    ),
+}
+"""Name -> figure, in the order of the report. The name is that of the files."""
+
+TABLES: dict[str, Numbers] = {
+    "cutflow": Numbers((), derive.efficiency),
+    "roc": Numbers(("scores",), derive.roc_curves),
+    "scores": Numbers(("scores",), derive.score_distributions),
+    "completeness": Numbers(("explanations",), derive.completeness),
+    "waterfall": Numbers(("objects",), lambda saved: derive.waterfall(_some(saved.objects))),
+    "objects": Numbers(("objects",), lambda saved: derive.object_means(_some(saved.objects))),
+    "features": Numbers(("features",), lambda saved: derive.feature_means(_some(saved.features))),
+    "pairs": Numbers(("pairs",), lambda saved: derive.pair_means(_some(saved.pairs))),
+    "pair_profiles": Numbers(("pairs",), lambda saved: derive.pair_profiles(_some(saved.pairs))),
+    "rank_correlations": Numbers(("pairs",), lambda saved: derive.rank_correlations(_some(saved.pairs))),
+    "attention_pairs": Numbers(("attention",), derive.attention_pairs),
+    "interventions": Numbers(("experts",), derive.interventions),
+    "events": Numbers(("objects",), derive.displayed_events),
+}
+"""Name -> numbers that are in the report but in no file of another stage."""
+
+
+def _some(value: T | None) -> T:
+    assert value is not None
+    return value
+
+
+def draw_figures(saved: Saved) -> dict[str, list[Picture]]:
+    """Draw what can be drawn into `figures/` (png and pdf); returns name -> pictures for the page."""
+    pictures: dict[str, list[Picture]] = {name: [] for name in FIGURES}
+    with style.style():
+        for name, figure in FIGURES.items():
+            if figure.available(saved):
+                pictures[name] = [_write(saved, name, s, figure, c) for s, c in figure.draw(saved).items()]
+    return pictures
+
+
+def _write(saved: Saved, name: str, suffix: str, figure: Figure, canvas: Canvas) -> Picture:
+    full = f"{name}_{suffix}" if suffix else name
+    rendered = style.render(canvas)
+    for kind, content in rendered.items():
+        with files.atomic(saved.run / "figures" / f"{full}.{kind}") as temporary:
+            temporary.write_bytes(content)
+    width = round(100 * canvas.get_figwidth())
+    return Picture(full, figure.title, figure.caption, width, base64.b64encode(rendered["png"]).decode())
+
+
+def write_tables(saved: Saved) -> dict[str, Table]:
+    """Write what can be made into `tables/`; returns name -> table for the page."""
+    tables = {
+        name: entry.make(saved)
+        for name, entry in TABLES.items()
+        if all(getattr(saved, attribute) for attribute in entry.needs)
+    }
+    for name, table in tables.items():
+        files.write_text(saved.run / "tables" / f"{name}.csv", table.to_csv())
+    return tables

@@ -1,0 +1,291 @@
+"""The tables of the page: cells ready to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from hepx.report import style
+from hepx.report.saved import Saved
+from hepx.report.tables import Table, number, plus_minus
+
+
+_WINO = Markup("m(χ̃<sub>1</sub><sup>±</sup>, χ̃<sub>2</sub><sup>0</sup>) [GeV]")
+_BINO = Markup("m(χ̃<sub>1</sub><sup>0</sup>) [GeV]")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of the page: cells ready to show, and the name of its CSV file, if it has one."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    caption: str
+    csv: str = ""
+
+
+def sample_html(name: str) -> Markup:
+    """A process as HTML."""
+    return Markup(style.to_html(str(escape(style.sample_label(name)))))
+
+
+def object_html(name: str) -> Markup:
+    """An object as HTML."""
+    return Markup(style.to_html(str(escape(style.object_label(name)))))
+
+
+def observable_html(name: str) -> Markup:
+    """An observable as HTML."""
+    return Markup(style.to_html(str(escape(style.observable_label(name)))))
+
+
+def count(value: int) -> str:
+    """A number of events with thin spaces.
+
+    >>> count(12345).split()
+    ['12', '345']
+    """
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def method_name(name: str) -> str:
+    """A method as in a sentence."""
+    return str(escape({"shapley": "Shapley values"}.get(name, name.replace("_", " "))))
+
+
+def percent(value: float) -> str:
+    """A share in percent.
+
+    >>> percent(0.0123), percent(1e-9)
+    ('1.2 %', 'less than 0.001 %')
+    """
+    return "less than 0.001 %" if value < 1e-5 else f"{number(100 * value, 2)} %"
+
+
+def named_values(values: dict[str, Any]) -> str:
+    """Settings in one line."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def make_grids(saved: Saved, tables: dict[str, Table]) -> dict[str, Grid]:
+    """Every table of the page that has rows."""
+    grids = {"cutflow": _cutflow_grid(saved, tables["cutflow"]), "sources": _sources_grid(saved)}
+    grids |= _metric_grids(saved)
+    if "completeness" in tables:
+        grids["completeness"] = _completeness_grid(tables["completeness"])
+    if "objects" in tables:
+        grids["objects"] = _per_sample(saved, tables["objects"], ("object",), "mean_abs", "error_abs", "objects")
+    if "pairs" in tables:
+        grids["pairs"] = _per_sample(saved, tables["pairs"], ("object_1", "object_2"), "mean_abs", "error_abs", "pairs")
+    if "attention_pairs" in tables:
+        grids["attention"] = _attention_grid(tables["attention_pairs"])
+    if saved.experts:
+        grids["information"] = _information_grid(saved)
+        grids["interventions"] = _interventions_grid(tables["interventions"])
+    grids["results"] = _results_grid(saved)
+    return {name: grid for name, grid in grids.items() if grid.rows}
+
+
+def _cutflow_grid(saved: Saved, table: Table) -> Grid:
+    rows = []
+    for step in dict.fromkeys(table.column("step")):
+        cells: list[Any] = [step]
+        for name in saved.samples:
+            found = table.where(sample=name, step=step).dicts()
+            cells += _cutflow_cells(found[0]) if found else ["–", "–", "–"]
+        rows.append(tuple(cells))
+    head = ["Step", *(text for name in saved.samples for text in (f"{sample_html(name)}: events", "weighted", "left"))]
+    caption = (
+        f"Events read and events left after each cut, and their weighted number at {saved.luminosity:g} fb⁻¹ with its "
+        "statistical error √Σw². “Left” is the share of the weight."
+    )
+    return Grid(tuple(Markup(text) for text in head), tuple(rows), caption, "cutflow")
+
+
+def _cutflow_cells(row: dict[str, Any]) -> list[str]:
+    share = "–" if row["efficiency"] is None else f"{number(100 * row['efficiency'])} %"
+    return [count(row["events"]), plus_minus(row["weighted"], row["error"]), share]
+
+
+def _sources_grid(saved: Saved) -> Grid:
+    rows = [
+        (Path(source["path"]).name, source["tree"], count(source["num_events"]), source["uuid"], _size(source["size"]))
+        for source in saved.dataset.get("sources", [])
+    ]
+    return Grid(("File", "Tree", "Events", "UUID", "Size"), tuple(rows), "The ROOT files this run has read.")
+
+
+def _size(num_bytes: float) -> str:
+    return f"{number(num_bytes / 1e6)} MB"
+
+
+def _metric_grids(saved: Saved) -> dict[str, Grid]:
+    values = saved.metrics
+    return {
+        "references": _references_grid(values),
+        "rejection": Grid(
+            ("Signal efficiency", Markup("Background rejection 1/ε<sub>b</sub>")),
+            tuple((f"{100 * row['signal_efficiency']:g} %", _rejection(row)) for row in values.get("rejection", [])),
+            "Rejection at fixed signal efficiency, with the statistical error of the background that passes.",
+        ),
+        "decision": Grid(
+            ("Accuracy", "Precision", "Recall", "F1"),
+            (tuple(number(values[key], 4) for key in ("accuracy", "precision", "recall", "f1")),),
+            "Decision at score 0, as in arXiv:2501.03432: both classes scaled to equal weight.",
+        ),
+        "backgrounds": Grid(
+            ("Background", "AUC of all signal against it", "Test events", "Weighted events"),
+            tuple(
+                (
+                    sample_html(row["sample"]),
+                    plus_minus(row["auc"], row["error"]),
+                    count(row["events"]),
+                    number(row["yield"], 4),
+                )
+                for row in values.get("per_background", [])
+            ),
+            "Separation from one background at a time.",
+        ),
+        "mass_points": Grid(
+            (_WINO, _BINO, "AUC against all background", "Test events"),
+            tuple(
+                (
+                    f"{row['mass_chargino']:g}",
+                    f"{row['mass_lsp']:g}",
+                    plus_minus(row["auc"], row["error"]),
+                    count(row["events"]),
+                )
+                for row in values.get("per_mass_point", [])
+            ),
+            "Separation of one signal mass point at a time.",
+        ),
+    }
+
+
+def _references_grid(values: dict[str, Any]) -> Grid:
+    model = (values["model"].replace("_", " "), plus_minus(values["auc"]["value"], values["auc"]["error"]), "", "")
+    rows = [model]
+    for row in values.get("references", []):
+        sigma = abs(row["difference"]) / row["difference_error"] if row["difference_error"] else None
+        difference = plus_minus(row["difference"], row["difference_error"], signed=True)
+        rows.append((row["name"], plus_minus(row["auc"], row["error"]), difference, _sigma(sigma)))
+    caption = (
+        "Weighted AUC with bootstrap error, and the paired difference model − reference: the same resampled events for "
+        "both, so its error is smaller than that of either AUC."
+    )
+    return Grid(("Classifier", "AUC", "Model − reference", "Significance"), tuple(rows), caption)
+
+
+def _rejection(row: dict[str, Any]) -> str:
+    return "no background passes" if row["value"] is None else plus_minus(row["value"], row["error"])
+
+
+def _sigma(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} σ"
+
+
+def _completeness_grid(table: Table) -> Grid:
+    rows = [
+        (method_name(row["method"]), count(row["events"]), percent(row["relative"]), number(row["largest"], 2))
+        for row in table.dicts()
+    ]
+    caption = (
+        "Completeness: the attributions of an event must add up to score − baseline score. Relative: root mean square of "
+        "what is missing over that of score − baseline score."
+    )
+    return Grid(("Method", "Events", "Relative", "Largest [logit]"), tuple(rows), caption, "completeness")
+
+
+def _per_sample(saved: Saved, table: Table, keys: Sequence[str], value: str, error: str, csv: str) -> Grid:
+    """A weighted mean for every object (or pair) in the rows and process in the columns."""
+    names = [name for name in saved.samples if len(table.where(sample=name))]
+    rows = []
+    for row in table.where(sample=names[0]).dicts() if names else []:
+        key = {name: row[name] for name in keys}
+        cells = [table.where(sample=name, **key).dicts()[0] for name in names]
+        label = Markup("–").join(object_html(name) for name in key.values())
+        rows.append((label, *(plus_minus(cell[value], cell[error]) for cell in cells)))
+    what = "|φ|" if len(keys) == 1 else "|I|"
+    caption = (
+        f"Weighted mean {what} ± standard error in logits, over the events that have the "
+        f"{'object' if len(keys) == 1 else 'pair'}."
+    )
+    return Grid(
+        ("Object" if len(keys) == 1 else "Pair", *(sample_html(name) for name in names)), tuple(rows), caption, csv
+    )
+
+
+def _attention_grid(table: Table) -> Grid:
+    rows = [
+        (
+            row["layer"],
+            sample_html(row["sample"]),
+            f"{row['pair']} ({row['attention']:.2f})",
+            f"{row['untrained_pair']} ({row['untrained_attention']:.2f})",
+            row["interaction_pair"] or "–",
+        )
+        for row in table.dicts()
+    ]
+    head = ("Layer", "Process", "Most attention, trained", "Most attention, untrained", "Largest interaction |I|")
+    caption = (
+        "The pair with the largest attention weight, mean over the heads and both directions, beside the pair that an "
+        "intervention finds. Where the last column differs, the attention points elsewhere than the classifier depends."
+    )
+    return Grid(head, tuple(rows), caption, "attention_pairs")
+
+
+def _information_grid(saved: Saved) -> Grid:
+    report = saved.experts
+    assert report is not None
+    rows = [
+        (
+            layer + 1,
+            report.distinct_experts[layer],
+            ", ".join(f"{share:.2f}" for share in report.load[layer]),
+            f"{report.information_type[layer]:.3f} ({report.information_type_null[layer]:.3f})",
+            f"{report.information_process[layer]:.4f} ({report.information_process_null[layer]:.4f})",
+        )
+        for layer in range(len(report.load))
+    ]
+    head = ("Layer", "Distinct experts", "Load of each", "I(expert; type) [bit]", "I(expert; process | type) [bit]")
+    caption = (
+        "Information the choice of expert carries, in brackets that of an untrained router. Only the excess is learned; "
+        "the type is an input of the router, so some information about it needs no learning."
+    )
+    return Grid(head, tuple(rows), caption)
+
+
+def _interventions_grid(table: Table) -> Grid:
+    """One row per expert (and one for the swap), one column per layer."""
+    layers = sorted(set(table.column("layer")))
+    experts = sorted({expert for expert in table.column("expert") if expert is not None})
+    wanted: list[tuple[str, dict[str, Any]]] = [
+        (f"without expert {expert}", {"kind": "knock_out", "expert": expert}) for expert in experts
+    ]
+    wanted.append(("experts swapped", {"kind": "swap"}))
+    rows = [(what, *(_change(table.where(layer=layer, **key)) for layer in layers)) for what, key in wanted]
+    caption = (
+        "Change of the AUC ± paired bootstrap error, and its significance. Of many changes that are none, one in twenty "
+        "passes 2 σ by chance."
+    )
+    return Grid(("Intervention", *(f"Layer {layer}" for layer in layers)), tuple(rows), caption, "interventions")
+
+
+def _change(table: Table) -> str:
+    if not len(table):
+        return "–"
+    row = table.dicts()[0]
+    return f"{plus_minus(row['delta_auc'], row['error'], signed=True)} ({_sigma(row['significance'])})"
+
+
+def _results_grid(saved: Saved) -> Grid:
+    rows = [
+        (path, p.method, named_values(p.settings), p.seed, p.config, p.checkpoint, p.data, p.version, p.commit, p.time)
+        for path, p in saved.provenances().items()
+    ]
+    head = ("Result", "Method", "Settings", "Seed", "Config", "Checkpoint", "Data", "hepx", "Commit", "Time (UTC)")
+    return Grid(head, tuple(rows), "Where each result comes from; the hashes are the beginning of SHA-256 digests.")

@@ -1,0 +1,154 @@
+"""The page: what stands in each section, in words and tables, around the figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from hepx import files
+from hepx.report import derive
+from hepx.report.figures import draw_figures, write_tables
+from hepx.report.grids import count, make_grids, method_name, named_values, object_html, observable_html, percent
+from hepx.report.saved import Saved, load_saved
+from hepx.report.tables import number, plus_minus
+from hepx.results import ObservableLink
+
+SIGNIFICANT = 2.0  # standard deviations below which a difference is not called one
+
+
+def make_report(run: Path) -> Path:
+    """Write report.html, figures/ and tables/ of a run folder; returns the path of report.html.
+
+    Raises ResultError if the data set or the metrics are missing; sections without results are left out.
+    """
+    saved = load_saved(run)
+    tables = write_tables(saved)
+    pictures = draw_figures(saved)
+    page = _template().render(
+        saved=saved,
+        name=run.resolve().name,
+        pictures=pictures,
+        grids=make_grids(saved, tables),
+        summary=summary(saved),
+        facts=_facts(saved),
+        result_problems=_problems(saved),
+        choices=derive.choices(saved.objects, saved.labels) if saved.objects else (),
+        moved={name: object_html(curve.moved) for name, curve in saved.responses.items()},
+        observable={name: observable_html(curve.observable) for name, curve in saved.responses.items()},
+    )
+    path = run / "report.html"
+    files.write_text(path, page)
+    return path
+
+
+def _template() -> Any:
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("template.html")
+
+
+# Summary ----------------------------------------------------------------------------------------------------------
+
+
+def summary(saved: Saved) -> tuple[tuple[str, Markup], ...]:
+    """The five lines a physicist reads first: what, and what was found."""
+    return (
+        ("Separation", _separation(saved)),
+        ("Attributions follow", _strongest_link(saved)),
+        ("Completeness", _completeness(saved)),
+        ("Experts", Markup(escape(_experts(saved)))),
+        ("Files", Markup(f"{escape(saved.run / 'report.html')}; figures/ (pdf, png), tables/ (csv) beside it")),
+    )
+
+
+def summary_lines(run: Path) -> list[str]:
+    """The summary of the report as plain lines for a terminal."""
+    return [f"{what}: {_plain(text)}" for what, text in summary(load_saved(run))]
+
+
+def _plain(text: Markup) -> str:
+    marked = str(text).replace("<sub>", "_").replace("<sup>", "^")
+    return Markup(re.sub(r"<[^>]*>", "", marked)).unescape()
+
+
+def _separation(saved: Saved) -> Markup:
+    values = saved.metrics
+    auc = plus_minus(values["auc"]["value"], values["auc"]["error"])
+    text = f"weighted AUC {auc} on {count(values['events'])} test events"
+    best = max(values.get("references", []), key=lambda reference: reference["auc"], default=None)
+    if best is not None:
+        text += f"; {_difference(best)} {escape(best['name'])} ({plus_minus(best['auc'], best['error'])})"
+    return Markup(text)
+
+
+def _difference(reference: dict[str, Any]) -> str:
+    """What the paired difference allows to say."""
+    value, error = reference["difference"], reference["difference_error"]
+    if abs(value) < SIGNIFICANT * error:
+        return "not distinguishable from"
+    return f"{'better' if value > 0 else 'worse'} by {plus_minus(abs(value), error)} than"
+
+
+def _strongest_link(saved: Saved) -> Markup:
+    above = [link for link in saved.links if link.strength > link.null]
+    if not saved.links:
+        return Markup("no observable links were computed")
+    if not above:
+        return Markup("no observable more than a shuffled one")
+    best = max(above, key=lambda link: link.strength)
+    return Markup(
+        f"{observable_html(best.observable)} most ({_objects(best)}): spread {plus_minus(best.strength, best.error)} logit, "
+        f"shuffled {number(best.null, 2)}; {len(above)} of {len(saved.links)} observables exceed their null"
+    )
+
+
+def _objects(link: ObservableLink) -> str:
+    return ", ".join(object_html(slot) for slot in link.objects)
+
+
+def _completeness(saved: Saved) -> Markup:
+    if not saved.explanations:
+        return Markup("no attributions were computed")
+    parts = [f"{method_name(row['method'])} {percent(row['relative'])}" for row in derive.completeness(saved).dicts()]
+    return Markup("attributions miss score − baseline score by: " + ", ".join(parts) + " (root mean square, relative)")
+
+
+def _experts(saved: Saved) -> str:
+    return saved.experts.verdict if saved.experts else "no expert analysis in this run"
+
+
+# Facts ------------------------------------------------------------------------------------------------------------
+
+
+def _facts(saved: Saved) -> tuple[tuple[str, str], ...]:
+    """provenance.json and the numbers of the model, as name and value."""
+    values = saved.metrics
+    facts = {
+        "model": f"{values['model'].replace('_', ' ')}, {count(values['parameters'])} parameters",
+        "seed": values["seed"],
+        "luminosity": f"{saved.luminosity:g} fb⁻¹",
+        "split": " / ".join(f"{share:g}" for share in saved.dataset["split"]) + " (train, validation, test)",
+    }
+    for name, value in (saved.provenance or {}).items():
+        text = named_values(value) if isinstance(value, dict) else str(value)
+        facts.setdefault(name, text)
+    return tuple((name, str(value)) for name, value in facts.items())
+
+
+def _problems(saved: Saved) -> list[str]:
+    """Results that do not belong together: made from other checkpoints or other data."""
+    found = saved.provenances().values()
+    return [
+        f"The results come from {len(values)} different {what}s ({', '.join(sorted(values))}); run `hepx explain` again."
+        for what, values in (
+            ("checkpoint", {provenance.checkpoint for provenance in found}),
+            ("data set", {provenance.data for provenance in found}),
+        )
+        if len(values) > 1
+    ]

@@ -1,0 +1,170 @@
+"""Reads a run folder: everything the report is made of, as saved by the stages before it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as parquet
+
+from hepx import files
+from hepx.errors import ResultError
+from hepx.report.tables import Table
+from hepx.results import Array, AttentionMap, ExpertReport, Explanation, ObservableLink, Provenance, ResponseCurve
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The results of a run; None (or empty) where a stage was not run or does not apply to the model.
+
+    scores: column -> values [B] of the test events; explanations: method -> Explanation; responses: observable ->
+    ResponseCurve.
+    """
+
+    run: Path
+    dataset: dict[str, Any]
+    metrics: dict[str, Any]
+    config: str | None
+    provenance: dict[str, Any] | None
+    history: Table | None
+    scores: dict[str, Array] | None
+    explanations: dict[str, Explanation]
+    responses: dict[str, ResponseCurve]
+    links: tuple[ObservableLink, ...]
+    links_provenance: Provenance | None
+    attention: AttentionMap | None
+    experts: ExpertReport | None
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Names of the samples, in the order of the config."""
+        return tuple(self.dataset["layout"]["samples"])
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class of each sample: 1 is signal."""
+        return dict(zip(self.samples, self.dataset["layout"]["labels"], strict=True))
+
+    @property
+    def luminosity(self) -> float:
+        """Integrated luminosity the weights are scaled to, fb⁻¹."""
+        return float(self.dataset["luminosity"])
+
+    @property
+    def objects(self) -> Explanation | None:
+        """The attribution to objects (values [B, N])."""
+        return self._first(lambda explanation: explanation.values.ndim == 2)
+
+    @property
+    def features(self) -> Explanation | None:
+        """The attribution to the features of the objects (values [B, N, F])."""
+        return self._first(lambda explanation: explanation.values.ndim == 3)
+
+    @property
+    def pairs(self) -> Explanation | None:
+        """The attribution that has pair interactions [B, N, N]."""
+        return self._first(lambda explanation: explanation.interactions is not None)
+
+    def _first(self, accept: Callable[[Explanation], bool]) -> Explanation | None:
+        """Shapley values and integrated gradients before other methods of the same shape."""
+        order = sorted(self.explanations, key=lambda name: (name not in ("shapley", "integrated_gradients"), name))
+        return next((self.explanations[name] for name in order if accept(self.explanations[name])), None)
+
+    def provenances(self) -> dict[str, Provenance]:
+        """Provenance of every explanation result, by the file it is in."""
+        found = {f"explain/{name}.npz": result.provenance for name, result in self.explanations.items()}
+        found |= {f"explain/response_{name}.npz": result.provenance for name, result in self.responses.items()}
+        if self.links_provenance:
+            found["explain/links.json"] = self.links_provenance
+        if self.attention:
+            found["attention.npz"] = self.attention.provenance
+        if self.experts:
+            found["experts.json"] = self.experts.provenance
+        return found
+
+
+def load_saved(run: Path) -> Saved:
+    """Read a run folder; ResultError if it lacks what every report needs, or holds a broken file."""
+    if not run.is_dir():
+        raise ResultError(f"there is no run folder '{run}'. Give the folder that `hepx run CONFIG` made.")
+    explanations, responses = _load_explanations(run / "explain")
+    links, links_provenance = _load_links(run / "explain" / "links.json")
+    return Saved(
+        run=run,
+        dataset=_required(run / "dataset" / "dataset.json", "hepx convert"),
+        metrics=_required(run / "metrics.json", "hepx evaluate"),
+        config=_optional(run / "config.yaml", lambda path: path.read_text(encoding="utf-8")),
+        provenance=_optional(run / "provenance.json", _read_json),
+        history=_optional(run / "history.csv", _read_history),
+        scores=_optional(run / "scores.parquet", _read_scores),
+        explanations=explanations,
+        responses=responses,
+        links=links,
+        links_provenance=links_provenance,
+        attention=_optional(run / "attention.npz", AttentionMap.load),
+        experts=_optional(run / "experts.json", ExpertReport.load_report),
+    )
+
+
+def _required(path: Path, stage: str) -> dict[str, Any]:
+    if not path.exists():
+        raise ResultError(f"'{path}' is missing, and a report needs it. Run `{stage} {path.parents[0]}` first.")
+    return _read_json(path)
+
+
+def _optional(path: Path, read: Callable[[Path], T]) -> T | None:
+    return read(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(files.read_json(path))
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ResultError(f"'{path}' is not a JSON object ({error}). Delete it and run its stage again.") from error
+
+
+def _read_history(path: Path) -> Table | None:
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *lines = list(csv.reader(file))
+    rows = [tuple(float(value) for value in line) for line in lines if line]
+    return Table(tuple(header), tuple(rows)) if rows else None
+
+
+def _read_scores(path: Path) -> dict[str, Array]:
+    table = parquet.read_table(path)
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _load_explanations(folder: Path) -> tuple[dict[str, Explanation], dict[str, ResponseCurve]]:
+    """Every .npz in explain/, sorted by what it says it holds; other types are left alone."""
+    explanations: dict[str, Explanation] = {}
+    responses: dict[str, ResponseCurve] = {}
+    for path in sorted(folder.glob("[!.]*.npz")):
+        kind = _type_of(path)
+        if kind == Explanation.__name__:
+            explanations[path.stem] = Explanation.load(path)
+        elif kind == ResponseCurve.__name__:
+            curve = ResponseCurve.load(path)
+            responses[path.stem.removeprefix("response_")] = curve
+    return explanations, responses
+
+
+def _type_of(path: Path) -> str:
+    with np.load(path, allow_pickle=False) as file:
+        return str(json.loads(str(file["meta"])).get("type")) if "meta" in file.files else ""
+
+
+def _load_links(path: Path) -> tuple[tuple[ObservableLink, ...], Provenance | None]:
+    if not path.exists():
+        return (), None
+    values = _read_json(path)
+    links = tuple(ObservableLink(**{**link, "objects": tuple(link["objects"])}) for link in values["links"])
+    provenance = values.get("provenance")
+    return links, Provenance(**provenance) if provenance else None

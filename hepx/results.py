@@ -1,0 +1,280 @@
+"""What the stages write and the report reads: frozen, numpy only, saved without pickle.
+
+Shape letters: B events, N node slots, F raw features, V observables, L layers, H heads, X experts, P samples
+(processes), T node types.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from hepx import files
+from hepx.errors import ResultError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from: enough to make it again."""
+
+    method: str
+    settings: dict[str, Any]
+    config: str
+    checkpoint: str
+    data: str
+    seed: int
+    version: str
+    commit: str
+    device: str
+    time: str
+
+
+@dataclass(frozen=True)
+class EventTable:
+    """The events a result is about.
+
+    x: raw features [B, N, F] in GeV and rad; mask [B, N]; node_type [B, N]; object_index [B, N]: equal for two nodes of
+    one object; truth_parent [B, N]: PDG id of the true parent, 0 unknown; y, sample, weight, event_id [B];
+    observables [B, V]. The names say what the axes mean.
+    """
+
+    x: Array
+    mask: Array
+    node_type: Array
+    object_index: Array
+    truth_parent: Array
+    y: Array
+    sample: Array
+    weight: Array
+    event_id: Array
+    observables: Array
+    slots: tuple[str, ...]
+    types: tuple[str, ...]
+    features: tuple[str, ...]
+    feature_units: tuple[str, ...]
+    observable_names: tuple[str, ...]
+    observable_units: tuple[str, ...]
+    sample_names: tuple[str, ...]
+    sample_labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def observable(self, name: str) -> Array:
+        """One observable [B]."""
+        return self.observables[:, self.observable_names.index(name)]
+
+    def of_sample(self, name: str) -> Array:
+        """Mask [B] of the events of one sample."""
+        return self.sample == self.sample_names.index(name)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Attributions in units of the score (log-odds of the target class).
+
+    values [B, N] (objects) or [B, N, F] (raw features), 0 where absent; error: standard error over the baseline draws,
+    same shape; interactions [B, N, N] (symmetric, zero diagonal) with their error, None for methods without them;
+    score, baseline_score [B]; completeness_error [B]: |Σ values − (score − baseline_score)|, in logits.
+    """
+
+    events: EventTable
+    values: Array
+    error: Array
+    score: Array
+    baseline_score: Array
+    completeness_error: Array
+    interactions: Array | None
+    interactions_error: Array | None
+    provenance: Provenance
+
+    @property
+    def relative_completeness_error(self) -> float:
+        """Root mean square completeness error divided by that of score − baseline score."""
+        change = np.sqrt(np.mean((self.score - self.baseline_score) ** 2))
+        return float(np.sqrt(np.mean(self.completeness_error**2)) / change)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz with one entry per array and the names as JSON in `meta`."""
+        _save(self, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Inverse of `save`; ResultError if the file is not such a result."""
+        return _load(cls, path)
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Weighted mean attention weights per process: an observation, not an explanation.
+
+    mean and error [P, L, H, N, N]: row looks at column, over the events where both objects are present, with the
+    standard error of the mean; null [P, L, H, N, N]: the same for an untrained model of the same settings;
+    num_events [P].
+    """
+
+    mean: Array
+    error: Array
+    null: Array
+    num_events: Array
+    slots: tuple[str, ...]
+    sample_names: tuple[str, ...]
+    provenance: Provenance
+
+    def save(self, path: Path) -> None:
+        """Write an .npz."""
+        _save(self, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Inverse of `save`."""
+        return _load(cls, path)
+
+
+@dataclass(frozen=True)
+class ResponseCurve:
+    """Mean score when an observable is moved by changing one object and nothing else.
+
+    points [Q] (unit of the observable); mean, error [P, Q]: weighted mean score per sample and its standard error;
+    reached [P, Q]: share of the events that can be moved there; observed, observed_error [P, Q]: mean score of the
+    unchanged events in the bin around the point, NaN where there are none; null [P, Q]: `mean` of an untrained model.
+    """
+
+    observable: str
+    unit: str
+    moved: str
+    points: Array
+    mean: Array
+    error: Array
+    reached: Array
+    observed: Array
+    observed_error: Array
+    null: Array
+    sample_names: tuple[str, ...]
+    provenance: Provenance
+
+    def save(self, path: Path) -> None:
+        """Write an .npz."""
+        _save(self, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Inverse of `save`."""
+        return _load(cls, path)
+
+
+@dataclass(frozen=True)
+class Change:
+    """ΔAUC of an intervention on the experts (negative: worse than the model) with its paired bootstrap error."""
+
+    layer: int
+    expert: int
+    delta_auc: float
+    error: float
+
+
+@dataclass(frozen=True)
+class ExpertReport:
+    """What the experts do, each number beside the null of an untrained router.
+
+    routing, routing_null [P, L, T, X]: mean gate of each expert for nodes of a type in a process (rows sum to 1);
+    load [L, X]: share of all gates; information_type, information_process [L]: I(expert; node type) and
+    I(expert; process | node type) in bit, each with its null; knock_out: each expert taken away in turn and the rest
+    re-chosen; swap: the experts of one layer permuted against their gates, mean over the cyclic shifts (expert = −1);
+    distinct_experts [L]: number of experts with different weights; verdict: what these numbers allow to say.
+    """
+
+    routing: list[Any]
+    routing_null: list[Any]
+    load: list[Any]
+    information_type: list[float]
+    information_type_null: list[float]
+    information_process: list[float]
+    information_process_null: list[float]
+    knock_out: list[Change]
+    swap: list[Change]
+    distinct_experts: list[int]
+    node_types: list[str]
+    sample_names: list[str]
+    verdict: str
+    provenance: Provenance
+
+    def save(self, path: Path) -> None:
+        """Write JSON."""
+        files.write_json(path, asdict(self))
+
+    @classmethod
+    def load_report(cls, path: Path) -> Self:
+        """Inverse of `save`."""
+        values = files.read_json(path)
+        values["knock_out"] = [Change(**change) for change in values["knock_out"]]
+        values["swap"] = [Change(**change) for change in values["swap"]]
+        values["provenance"] = Provenance(**values["provenance"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ObservableLink:
+    """How much the attribution of an observable's objects follows the observable.
+
+    strength: standard deviation, over bins of the observable, of the mean summed attribution of its objects (logit);
+    error: bootstrap; null: 95th percentile of the strength with the observable shuffled among the events.
+    """
+
+    observable: str
+    objects: tuple[str, ...]
+    strength: float
+    error: float
+    null: float
+
+
+def _save(result: Any, path: Path) -> None:
+    arrays: dict[str, Array] = {}
+    meta: dict[str, Any] = {"type": type(result).__name__}
+    for field in fields(result):
+        value = getattr(result, field.name)
+        if isinstance(value, EventTable):
+            for inner in fields(value):
+                _put(inner.name, getattr(value, inner.name), arrays, meta)
+        else:
+            _put(field.name, value, arrays, meta)
+    with files.atomic(path) as temporary:
+        np.savez_compressed(temporary, meta=np.array(json.dumps(meta)), **arrays)
+
+
+def _put(name: str, value: Any, arrays: dict[str, Array], meta: dict[str, Any]) -> None:
+    if isinstance(value, np.ndarray):
+        arrays[name] = value
+    else:
+        meta[name] = asdict(value) if isinstance(value, Provenance) else value
+
+
+def _load(cls: Any, path: Path) -> Any:
+    if not path.exists():
+        raise ResultError(f"there is no result '{path}'. Run the stage that writes it (`hepx explain RUN`).")
+    with np.load(path, allow_pickle=False) as file:
+        meta = json.loads(str(file["meta"]))
+        if meta.get("type") != cls.__name__:
+            raise ResultError(f"'{path}' holds a {meta.get('type')}; expected {cls.__name__}.")
+        values = {**meta, **{name: file[name] for name in file.files if name != "meta"}}
+    return _build(cls, values)
+
+
+def _build(cls: Any, values: dict[str, Any]) -> Any:
+    arguments = {}
+    for field in fields(cls):
+        if field.name == "events":
+            arguments[field.name] = _build(EventTable, values)
+        elif field.name == "provenance":
+            arguments[field.name] = Provenance(**values["provenance"])
+        else:
+            value = values.get(field.name)
+            arguments[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)

@@ -1,0 +1,21 @@
+"""ROOT layouts hepx can read. Adding one = one file with a SCHEMA here and one line below (or a YAML file)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hepx.config import load, parse
+from hepx.errors import ConfigError, closest
+from hepx.events import Schema
+from hepx.schemas.atlas_open_2025 import SCHEMA as ATLAS_OPEN_2025
+
+SCHEMAS: dict[str, Schema] = {"atlas_open_2025": ATLAS_OPEN_2025}
+
+
+def load_schema(name: str) -> Schema:
+    """A schema of the package by its name, or a YAML file by its path; ConfigError if there is neither."""
+    if name in SCHEMAS:
+        return SCHEMAS[name]
+    if name.endswith((".yaml", ".yml")):
+        return parse(Schema, load(Path(name)), f"schema '{name}'")
+    raise ConfigError(f"unknown schema '{name}'; {closest(name, SCHEMAS)}. A schema of your own is the path of a YAML file.")

@@ -1,0 +1,216 @@
+"""Contract of every model in the registry: symmetries, robustness, one static formulation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+import vector
+from torch.nn import functional
+
+from hepx.errors import ConfigError
+from hepx.graph import GraphBatch, GraphSettings, make_layout
+from hepx.models import MODELS, Model, build_model, predict
+from hepx.models.graph_transformer import MoEGraphTransformerSettings
+from hepx.models.inputs import Inputs, pair_kinematics
+from hepx.models.layers import MixtureOfExperts, masked_softmax
+from hepx.planted import turned
+
+TOLERANCE = 2e-5  # float32: a few thousand roundings of relative size 6e-8 on logits of order one
+
+
+@pytest.fixture(params=sorted(MODELS))
+def model(request: pytest.FixtureRequest, toys: GraphBatch) -> Model:
+    settings = MODELS[request.param][0]()
+    model = build_model(settings, toys.layout, seed=3)
+    model.inputs.fit(toys, toys.weight)
+    return model.eval()
+
+
+def score(model: Model, graphs: GraphBatch) -> torch.Tensor:
+    return predict(model, graphs)
+
+
+def test_rotation_about_the_beam_changes_nothing(model: Model, toys: GraphBatch) -> None:
+    torch.testing.assert_close(score(model, turned(toys, 2.1)), score(model, toys), atol=2e-4, rtol=0)
+
+
+def test_a_real_change_changes_the_score(model: Model, toys: GraphBatch) -> None:
+    x = toys.x.clone()
+    x[:, 0, 0] *= 2
+    assert (score(model, replace(toys, x=x)) - score(model, toys)).abs().mean() > 100 * TOLERANCE
+
+
+def test_evaluation_is_deterministic_and_blind_to_the_rest_of_the_batch(model: Model, toys: GraphBatch) -> None:
+    whole = score(model, toys)
+    assert torch.equal(whole, score(model, toys))
+    torch.testing.assert_close(whole[7:9], score(model, toys[7:9]), atol=TOLERANCE, rtol=0)
+
+
+def test_padding_slots_change_nothing(model: Model, toys: GraphBatch) -> None:
+    """What an absent third jet's slot holds must not matter."""
+    absent = ~toys.mask[:, 2]
+    x = toys.x.clone()
+    x[absent, 2] = 17.0
+    torch.testing.assert_close(score(model, replace(toys, x=x)), score(model, toys), atol=TOLERANCE, rtol=0)
+
+
+def test_undefined_features_change_nothing(model: Model, toys: GraphBatch) -> None:
+    """The missing momentum has no pseudorapidity, the lepton no b-tag."""
+    x = toys.x.clone()
+    x[:, 4, 1], x[:, 3, 4] = 2.0, 5.0
+    torch.testing.assert_close(score(model, replace(toys, x=x)), score(model, toys), atol=TOLERANCE, rtol=0)
+
+
+def test_no_nan_for_extreme_or_empty_events(model: Model, toys: GraphBatch) -> None:
+    few = toys[:3]
+    x, mask = few.x.clone(), few.mask.clone()
+    x[0, :, 0] = 1e6
+    mask[1] = False
+    mask[2, 1:] = False
+    x.requires_grad_()
+    logits, trace = model(x, mask, few.node_type)
+    logits.sum().backward()
+    assert torch.isfinite(logits).all()
+    assert torch.isfinite(x.grad).all()
+    assert all(torch.isfinite(part).all() for part in trace)
+
+
+def test_vmap_gives_the_gradient_of_each_event(model: Model, toys: GraphBatch) -> None:
+    few = toys[:4]
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor], x, mask, node_type, y) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        output = torch.func.functional_call(model, parameters, (x[None], mask[None], node_type[None]))
+        return functional.cross_entropy(output.logits, y[None])
+
+    gradient = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0, 0))
+    per_event = gradient(parameters, few.x, few.mask, few.node_type, few.y)
+    model.zero_grad()
+    one = few[2:3]
+    functional.cross_entropy(model(one.x, one.mask, one.node_type).logits, one.y).backward()
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(per_event[name][2], expected, atol=1e-5, rtol=1e-3)
+
+
+def test_export_gives_the_same_logits_for_another_batch_size(
+    model: Model, toys: GraphBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = toys[:8]
+    batch = torch.export.Dim("batch", min=2, max=4096)
+    shapes = ({0: batch}, {0: batch}, {0: batch})
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks would fix the symbolic batch size
+    program = torch.export.export(model, (few.x, few.mask, few.node_type), dynamic_shapes=shapes)
+    other = toys[:33]
+    exported = program.module()(other.x, other.mask, other.node_type)
+    expected = model(other.x, other.mask, other.node_type)
+    torch.testing.assert_close(exported.logits, expected.logits, atol=TOLERANCE, rtol=0)
+
+
+def test_same_seed_same_weights_and_the_callers_random_numbers_stay(toys: GraphBatch) -> None:
+    settings = MoEGraphTransformerSettings()
+    state = torch.get_rng_state()
+    first, second = (build_model(settings, toys.layout, seed=5).state_dict() for _ in range(2))
+    other = build_model(settings, toys.layout, seed=6).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_mixture_equals_a_loop_over_its_experts() -> None:
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(dim=8, expert_dim=5, num_experts=4, top_k=2, dropout=0.0)
+    torch.nn.init.normal_(moe.b1)
+    torch.nn.init.normal_(moe.b2)
+    h = torch.randn(3, 6, 8)
+    out, router_logits, gates = moe(h, None, None)
+    expected = torch.zeros_like(h)
+    for e in range(4):
+        hidden = functional.gelu(h @ moe.w1[e] + moe.b1[e])
+        expected += gates[..., e : e + 1] * (hidden @ moe.w2[e] + moe.b2[e])
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    assert ((gates > 0).sum(-1) == 2).all()
+    torch.testing.assert_close(gates.sum(-1), torch.ones(3, 6))
+    assert torch.equal(gates.argmax(-1), router_logits.argmax(-1))
+
+
+def test_experts_are_independent_and_the_task_reaches_the_router(toys: GraphBatch) -> None:
+    model = build_model(MoEGraphTransformerSettings(), toys.layout, seed=1)
+    few = toys[:64]
+    functional.cross_entropy(model(few.x, few.mask, few.node_type).logits, few.y).backward()
+    moes = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    assert len(moes) == 2
+    for moe in moes:
+        assert len(torch.unique(moe.w1.flatten(1), dim=0)) == moe.num_experts
+        assert moe.router.weight.grad.norm() > 1e-4
+
+
+def test_replayed_routing_gives_the_same_output_and_another_one_does_not(toys: GraphBatch) -> None:
+    model = build_model(MoEGraphTransformerSettings(), toys.layout, seed=1).eval()
+    few = toys[:16]
+    logits, trace = model(few.x, few.mask, few.node_type)
+    routing = trace.gates > 0
+    present = routing.any(-1, keepdim=True)
+    replayed = model(few.x, few.mask, few.node_type, routing | ~present).logits
+    torch.testing.assert_close(replayed, logits, atol=1e-6, rtol=0)
+    other = model(few.x, few.mask, few.node_type, routing.roll(1, -1) | ~present).logits
+    assert (other - logits).abs().max() > 1e-4
+
+
+def test_noise_moves_the_choice_node_by_node(toys: GraphBatch) -> None:
+    model = build_model(MoEGraphTransformerSettings(), toys.layout, seed=1).eval()
+    few = toys[:8]
+    quiet = model(few.x, few.mask, few.node_type).trace.gates
+    noise = torch.zeros_like(quiet)
+    noise[0, 0, 1] = torch.tensor([9.0, 9.0, 0, 0, 0, 0])
+    noisy = model(few.x, few.mask, few.node_type, noise=noise).trace.gates
+    assert set(torch.nonzero(noisy[0, 0, 1]).flatten().tolist()) == {0, 1}
+    assert torch.equal(noisy[1:], quiet[1:])
+
+
+def test_masked_softmax_has_no_nan_and_sums_to_one_where_something_is_allowed() -> None:
+    allowed = torch.tensor([[True, True, False], [False, False, False]])
+    result = masked_softmax(torch.tensor([[1.0, 2.0, 99.0], [1.0, 2.0, 3.0]]), allowed)
+    torch.testing.assert_close(result.sum(-1), torch.tensor([1.0, 0.0]))
+    assert result[0, 2] == 0
+
+
+def test_attention_looks_at_present_objects_only(toys: GraphBatch) -> None:
+    model = build_model(MoEGraphTransformerSettings(self_loops=False), toys.layout, seed=1).eval()
+    attention = model(toys.x, toys.mask, toys.node_type).trace.attention
+    absent = ~toys.mask
+    assert attention.transpose(-1, -2)[absent[:, None, None].expand(attention.shape[:4])].abs().max() == 0
+    assert attention.diagonal(dim1=-2, dim2=-1).abs().max() == 0
+
+
+def test_pair_kinematics_against_vector(toys: GraphBatch) -> None:
+    p = vector.array({name: toys.x[..., i].double().numpy() for i, name in enumerate(("pt", "eta", "phi", "mass"))})
+    kinematics = pair_kinematics(toys.x.double(), toys.node_type)
+    for i, j in ((0, 1), (1, 3)):
+        mass2 = (p[:, i] + p[:, j]).mass2
+        np.testing.assert_allclose(kinematics.mass2[:, i, j].numpy(), mass2, rtol=1e-6, atol=1e-3)
+        np.testing.assert_allclose(kinematics.delta_r2[:, i, j].numpy() ** 0.5, p[:, i].deltaR(p[:, j]), rtol=1e-6)
+    transverse = 2 * p[:, 3].pt * p[:, 4].pt * (1 - np.cos(p[:, 3].deltaphi(p[:, 4])))
+    np.testing.assert_allclose(kinematics.mass2[:, 3, 4].numpy(), transverse, rtol=1e-4, atol=1e-2)
+
+
+def test_scaling_is_fitted_with_weights_and_ignores_absent_objects(toys: GraphBatch) -> None:
+    inputs = Inputs(toys.layout, ("log_pt", "met_significance"), ())
+    weight = torch.where(toys.x[:, 0, 0] > 80, 2.0, -0.5).double()
+    inputs.fit(toys, weight)
+    w = weight.abs()[:, None] * toys.mask
+    expected = (w * toys.x[..., 0].clamp(min=1e-3).log()).sum() / w.sum()
+    assert float(inputs.mean[0]) == pytest.approx(float(expected), rel=1e-5)
+    nodes = inputs.nodes(toys.x, toys.mask, toys.node_type)
+    assert nodes[~toys.mask].abs().max() == 0
+    assert nodes[:, :4, 1].abs().max() == 0
+
+
+def test_unknown_feature_is_refused_with_near_names() -> None:
+    layout = make_layout(GraphSettings(), ["a"], [0])
+    with pytest.raises(ConfigError, match="unknown node feature 'log_p'; closest: 'log_pt'"):
+        Inputs(layout, ("log_p",), ())
