@@ -94,7 +94,9 @@ def convert(target: Target, overrides: Overrides = None, runs: Runs = Path("runs
     typer.echo(f"data set: {done.folder / 'dataset'}")
 
 
-@app.command(epilog="Example:  hepx train configs/quickstart.yaml model.num_experts=4\n\nAn interrupted training goes on.")
+@app.command(
+    epilog="Example:  hepx train configs/quickstart.yaml model.num_experts=4\n\nAn interrupted training goes on."
+)
 def train(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Train the model (after converting, if needed)."""
     done = _run(target, overrides, runs, "train")
@@ -145,7 +147,13 @@ def simulate(
     wanted = []
     for text in processes:
         process, _, number = text.partition("=")
-        values = {"process": process, "num_events": number or events, "seed": seed, "workers": workers, "met_min": met_min}
+        values = {
+            "process": process,
+            "num_events": number or events,
+            "seed": seed,
+            "workers": workers,
+            "met_min": met_min,
+        }
         wanted.append(parse(SimulateSettings, values, f"hepx simulate {text}"))
     for settings in wanted:
         typer.echo(generate(settings, output / f"{settings.process}.root"))

@@ -87,7 +87,13 @@ def _per_background(graphs: GraphBatch, y: Array, score: Array, weight: Array, s
         if (y[only] == 0).all() and weight[only].sum() > 0:
             auc = _auc(y[chosen], score[chosen], weight[chosen], seed)
             rows.append(
-                {"sample": name, "auc": auc["value"], "error": auc["error"], "events": int(only.sum()), "yield": float(weight[only].sum())}
+                {
+                    "sample": name,
+                    "auc": auc["value"],
+                    "error": auc["error"],
+                    "events": int(only.sum()),
+                    "yield": float(weight[only].sum()),
+                }
             )
     return rows
 

@@ -71,7 +71,7 @@ class Schema(Settings):
     btag_cut: float
     weights: tuple[str, ...] = ()
     normalization: Normalization = Normalization()
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
 
     def branches(self) -> list[str]:
         """Every branch the schema names, optional ones with their `?`."""
@@ -191,7 +191,8 @@ def find_files(sample: str, settings: SampleSettings) -> list[Path]:
         found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
         if not found:
             raise DataError(
-                f"sample '{sample}': no file matches '{pattern}' (seen from {Path.cwd()}). Mend data.samples.{sample}.files."
+                f"sample '{sample}': no file matches '{pattern}' (seen from {Path.cwd()}). "
+                f"Mend data.samples.{sample}.files."
             )
         paths += found
     return list(dict.fromkeys(paths))
@@ -241,25 +242,26 @@ def _cut(name: str, batch: EventBatch) -> Cut:
 
 def _open_tree(path: Path, schema: Schema) -> Any:
     """The first tree of the schema that the file has, checked for the branches that are not optional."""
+    if not path.exists():
+        raise DataError(f"there is no file '{path}' (seen from {Path.cwd()}).")
     try:
         file = uproot.open(path)
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file '{path}' (seen from {Path.cwd()}).") from error
+        trees = [str(name) for name in file.keys(cycle=False, filter_classname=["TTree", "ROOT::RNTuple"])]
+        name = next((name for name in schema.trees if name in trees), None)
+        tree = None if name is None else file[name]
+        present = set() if tree is None else set(map(str, tree.keys(recursive=False)))
     except Exception as error:
         raise DataError(
             f"cannot open '{path}' as a ROOT file: it is truncated or not a ROOT file ({type(error).__name__}). "
             "Copy it again and compare its checksum."
         ) from error
-    trees = [str(name) for name in file.keys(cycle=False, filter_classname=["TTree", "ROOT::RNTuple"])]
-    for name in schema.trees:
-        if name in trees:
-            tree = file[name]
-            _check_branches(path, name, set(map(str, tree.keys(recursive=False))), schema)
-            return tree
-    raise DataError(
-        f"schema '{schema.name}': {path} has no tree '{schema.trees[0]}'; it has: {', '.join(trees) or 'no tree'}. "
-        "Choose the schema that fits the file."
-    )
+    if tree is None:
+        raise DataError(
+            f"schema '{schema.name}': {path} has no tree '{schema.trees[0]}'; it has: {', '.join(trees) or 'no tree'}. "
+            "Choose the schema that fits the file."
+        )
+    _check_branches(path, tree.name, present, schema)
+    return tree
 
 
 def _check_branches(path: Path, tree: str, present: set[str], schema: Schema) -> None:
@@ -372,7 +374,9 @@ def _weights(arrays: ak.Array, schema: Schema, sample: SampleSettings, luminosit
         value = given if given is not None else ak.to_numpy(arrays[branch])
         if name == "sum_of_weights":
             if np.any(np.asarray(value) == 0):
-                raise DataError(f"{where}: sum_of_weights is zero, so the sample cannot be normalised. Give it in the config.")
+                raise DataError(
+                    f"{where}: sum_of_weights is zero, so the sample cannot be normalised. Give it in the config."
+                )
             weight = weight / value
         else:
             weight = weight * value

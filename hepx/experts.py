@@ -11,7 +11,6 @@ import copy
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from hepx import metrics
@@ -23,7 +22,7 @@ from hepx.results import Change, ExpertReport, Provenance
 
 Array = npt.NDArray[np.float64]
 REPLICAS = 100
-SIGNIFICANT = 2.0  # standard deviations
+SIGNIFICANT = 3.0  # standard deviations; a dozen interventions are looked at, so two would be too few
 SPECIALIZED_BITS = 0.05  # information beyond the null below this is not called specialization
 
 
@@ -89,7 +88,9 @@ def _information(table: Array) -> tuple[list[float], list[float]]:
     process = []
     for layer in range(table.shape[1]):
         joint = share[:, layer] / share[:, layer].sum()
-        per_type = [joint[:, t].sum() * mutual_information(joint[:, t]) for t in range(table.shape[2]) if joint[:, t].sum() > 0]
+        per_type = [
+            joint[:, t].sum() * mutual_information(joint[:, t]) for t in range(table.shape[2]) if joint[:, t].sum() > 0
+        ]
         process.append(float(sum(per_type)))
     return types, process
 
@@ -122,8 +123,8 @@ def _interventions(model: Model, graphs: GraphBatch, target: int, seed: int) -> 
     knock_out, swap = [], []
     for layer, moe in track(list(enumerate(layers)), "experts", len(layers)):
         if moe.num_experts > moe.top_k:
-            for expert in range(moe.num_experts):
-                knock_out.append(change(layer, expert, [_without(model, graphs, target, layer, expert)]))
+            tried = range(moe.num_experts)
+            knock_out += [change(layer, e, [_without(model, graphs, target, layer, e)]) for e in tried]
         shifts = range(1, moe.num_experts)
         if shifts:
             swap.append(change(layer, -1, [_swapped(model, graphs, target, layer, shift) for shift in shifts]))
@@ -178,5 +179,7 @@ def _verdict(
             f"(ΔAUC {worst.delta_auc:.4f} ± {worst.error:.4f} without it)"
         )
     if by_process:
-        return text + f"; in layer {' and '.join(str(i + 1) for i in by_process)} the choice also depends on the process"
+        return (
+            text + f"; in layer {' and '.join(str(i + 1) for i in by_process)} the choice also depends on the process"
+        )
     return text + "; the choice follows the object type, not the process"

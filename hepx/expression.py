@@ -96,11 +96,11 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any], expression: str) -> Any
             return -inner(node.operand)
         case ast.BinOp(op=op) if type(op) in _BINARY:
             return _BINARY[type(op)](inner(node.left), inner(node.right))
-        case ast.Compare() if all(type(op) in _COMPARE for op in node.ops):
+        case ast.Compare(ops=ops) if all(type(op) in _COMPARE for op in ops):
             terms = [inner(child) for child in (node.left, *node.comparators)]
-            result = _COMPARE[type(node.ops[0])](terms[0], terms[1])
-            for op, left, right in zip(node.ops[1:], terms[1:], terms[2:], strict=False):
-                result = np.logical_and(result, _COMPARE[type(op)](left, right))
+            result = _COMPARE[type(ops[0])](terms[0], terms[1])
+            for compare, left, right in zip(ops[1:], terms[1:], terms[2:], strict=False):
+                result = np.logical_and(result, _COMPARE[type(compare)](left, right))
             return result
         case ast.Call(func=ast.Name(id="abs"), args=[argument], keywords=[]):
             return np.abs(inner(argument))

@@ -168,7 +168,8 @@ class GraphBatch:
         return self.observables[:, self.layout.observable_index(name)]
 
     def _map(self, function: Any) -> GraphBatch:
-        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+        tensors: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **tensors)
 
 
 def concatenate(batches: Sequence[GraphBatch]) -> GraphBatch:
@@ -178,7 +179,7 @@ def concatenate(batches: Sequence[GraphBatch]) -> GraphBatch:
     first = batches[0]
     if any(batch.layout != first.layout for batch in batches):
         raise DataError("batches of different layouts cannot be joined.")
-    joined = {name: torch.cat([batch.tensors()[name] for batch in batches]) for name in first.tensors()}
+    joined: dict[str, Any] = {name: torch.cat([batch.tensors()[name] for batch in batches]) for name in first.tensors()}
     return replace(first, **joined)
 
 

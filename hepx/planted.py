@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hepx.graph import DEFINED, NODE_TYPES, RAW_FEATURES, GraphBatch, GraphSettings, make_layout
@@ -21,21 +21,24 @@ from hepx.models.inputs import PHI, PT, pair_kinematics
 
 @dataclass(frozen=True)
 class Mechanism:
-    """A planted truth: the slots that matter and the Bayes-optimal score as a function of the raw features."""
+    """A planted truth: the slots that matter, and the Bayes-optimal score [B] as a function of x [B, N, F], node types
+    [B, N] and slot names."""
 
     slots: tuple[str, ...]
-    score: Callable[[Float[Tensor, "B N F"], GraphBatch], Float[Tensor, "B"]]
+    score: Callable[[Tensor, Tensor, tuple[str, ...]], Tensor]
 
 
-def pair_mass(x: Float[Tensor, "B N F"], graphs: GraphBatch, first: str, second: str) -> Float[Tensor, "B"]:
+def pair_mass(
+    x: Float[Tensor, "B N F"], node_type: Int[Tensor, "B N"], slots: tuple[str, ...], first: str, second: str
+) -> Float[Tensor, "B"]:
     """Invariant mass of two slots, transverse if one is the missing momentum, GeV."""
-    i, j = graphs.layout.slots.index(first), graphs.layout.slots.index(second)
-    return pair_kinematics(x, graphs.node_type).mass2[:, i, j].clamp(min=0).sqrt()
+    mass2 = pair_kinematics(x, node_type).mass2[:, slots.index(first), slots.index(second)]
+    return mass2.clamp(min=0).sqrt()
 
 
 MECHANISMS: dict[str, Mechanism] = {
-    "mbb": Mechanism(("b1", "b2"), lambda x, graphs: 3.0 - ((pair_mass(x, graphs, "b1", "b2") - 120) / 30).abs()),
-    "mt": Mechanism(("lepton", "met"), lambda x, graphs: (pair_mass(x, graphs, "lepton", "met") - 110) / 20),
+    "mbb": Mechanism(("b1", "b2"), lambda *event: 3.0 - ((pair_mass(*event, "b1", "b2") - 120) / 30).abs()),
+    "mt": Mechanism(("lepton", "met"), lambda *event: (pair_mass(*event, "lepton", "met") - 110) / 20),
 }
 """Name -> planted truth. m_bb is a peak (not monotone), m_T a threshold."""
 
@@ -77,14 +80,14 @@ def toy_graphs(num_events: int, seed: int) -> GraphBatch:
         layout=layout,
     )
     for name, pair in {"mbb": ("b1", "b2"), "mt": ("lepton", "met")}.items():
-        graphs.observables[:, layout.observable_index(name)] = pair_mass(graphs.x, graphs, *pair).double()
+        graphs.observables[:, layout.observable_index(name)] = pair_mass(graphs.x, graphs.node_type, layout.slots, *pair).double()
     return graphs
 
 
 def plant(graphs: GraphBatch, mechanism: Mechanism, seed: int, shuffled: bool = False) -> GraphBatch:
     """The same events with labels drawn from the mechanism; `shuffled` permutes them: the negative control."""
     generator = torch.Generator().manual_seed(seed)
-    probability = torch.sigmoid(mechanism.score(graphs.x, graphs))
+    probability = torch.sigmoid(mechanism.score(graphs.x, graphs.node_type, graphs.layout.slots))
     y = (torch.rand(len(graphs), generator=generator) < probability).to(torch.int64)
     if shuffled:
         y = y[torch.randperm(len(y), generator=generator)]
@@ -94,5 +97,7 @@ def plant(graphs: GraphBatch, mechanism: Mechanism, seed: int, shuffled: bool = 
 def turned(graphs: GraphBatch, angle: float) -> GraphBatch:
     """The same events rotated about the beam by an angle (rad): nothing physical changes."""
     x = graphs.x.clone()
-    x[..., PHI] = torch.where(graphs.mask, torch.remainder(x[..., PHI] + angle + torch.pi, 2 * torch.pi) - torch.pi, 0.0)
+    x[..., PHI] = torch.where(
+        graphs.mask, torch.remainder(x[..., PHI] + angle + torch.pi, 2 * torch.pi) - torch.pi, 0.0
+    )
     return replace(graphs, x=torch.where((x[..., PT] > 0)[..., None], x, graphs.x))

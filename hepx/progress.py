@@ -54,7 +54,9 @@ def progress(what: str, total: float, unit: str = "") -> Iterator[Advance]:
         last = now
         rate = done / (now - start)
         left = (total - done) / rate if rate > 0 else float("inf")
-        log.info("%s: %g of %g%s, %.3g/s, %.0f s left%s", what, done, total, unit, rate, left, f", {note}" if note else "")
+        log.info(
+            "%s: %g of %g%s, %.3g/s, %.0f s left%s", what, done, total, unit, rate, left, f", {note}" if note else ""
+        )
 
     yield advance_log
 

@@ -245,8 +245,9 @@ def _save(result: Any, path: Path) -> None:
                 _put(inner.name, getattr(value, inner.name), arrays, meta)
         else:
             _put(field.name, value, arrays, meta)
+    entries: dict[str, Any] = {"meta": np.array(json.dumps(meta)), **arrays}
     with files.atomic(path) as temporary:
-        np.savez_compressed(temporary, meta=np.array(json.dumps(meta)), **arrays)
+        np.savez_compressed(temporary, **entries)
 
 
 def _put(name: str, value: Any, arrays: dict[str, Array], meta: dict[str, Any]) -> None:

@@ -13,19 +13,19 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 import torch
 from pydantic import Field, field_validator
 
 import hepx
 from hepx import attention, evaluate, experts, files, report, store, train
-from hepx.attribution import METHODS, Subject, background_events, subsample
+from hepx.attribution import METHODS, Method, Subject, background_events, subsample
 from hepx.attribution.links import observable_links
 from hepx.config import Settings, load, parse, write_yaml
 from hepx.errors import ConfigError, DataError
-from hepx.events import DataSettings, find_files
 from hepx.evaluate import EvaluateSettings
+from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
 from hepx.models import MODELS, Model, build_model
 from hepx.results import Explanation, Provenance
@@ -35,8 +35,12 @@ from hepx.train import TrainSettings
 log = logging.getLogger(__name__)
 
 STAGES = ("convert", "train", "evaluate", "explain", "report")
-_AnyModel = Union[tuple(settings for settings, _ in MODELS.values())]  # type: ignore[valid-type]  # noqa: UP007
-_AnyMethod = Union[tuple(METHODS.values())]  # type: ignore[valid-type]  # noqa: UP007
+if TYPE_CHECKING:
+    AnyModel = Any
+    AnyMethod = Method
+else:
+    AnyModel = Union[tuple(settings for settings, _ in MODELS.values())]  # noqa: UP007
+    AnyMethod = Union[tuple(METHODS.values())]  # noqa: UP007
 
 
 class RunSettings(Settings):
@@ -47,10 +51,10 @@ class RunSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data: DataSettings
     graph: GraphSettings = GraphSettings()
-    model: Annotated[_AnyModel, Field(discriminator="name")]  # type: ignore[valid-type]
+    model: Annotated[AnyModel, Field(discriminator="name")]
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    explain: tuple[Annotated[_AnyMethod, Field(discriminator="method")], ...] = ()  # type: ignore[valid-type]
+    explain: tuple[Annotated[AnyMethod, Field(discriminator="method")], ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -154,8 +158,8 @@ class Run:
         test, baseline = data.load("test"), background_events(data.load("train"), target)
         for method in self.settings.explain:
             subject = Subject(model, untrained, subsample(test, method.events, seed), baseline, target, seed)
-            result = method.explain(subject, self._provenance(method.method, method.model_dump(mode="json")))
-            result.save(self.folder / "explain" / f"{method.result_name}.npz")
+            result = method.explain(subject, self._provenance(method.name, method.model_dump(mode="json")))
+            result.save(self.folder / "explain" / f"{method.name}.npz")
             if isinstance(result, Explanation) and result.interactions is not None:
                 links = [asdict(link) for link in observable_links(result, seed)]
                 value = {"links": links, "provenance": asdict(result.provenance)}

@@ -68,7 +68,9 @@ def convert(data: DataSettings, graph: GraphSettings, folder: Path) -> GraphStor
     for task in track(tasks, "convert", len(tasks)):
         _convert_task(task, data, graph, layout, folder, recipe)
     parts = [files.read_json(folder / f"{task.shard}.json") for task in tasks]
-    cutflow = {name: _sum_cutflow([part["cutflow"] for part in parts if part["sample"] == name]) for name in data.samples}
+    cutflow = {
+        name: _sum_cutflow([part["cutflow"] for part in parts if part["sample"] == name]) for name in data.samples
+    }
     for name, flow in cutflow.items():
         if flow[-1]["events"] == 0:
             steps = ", ".join(f"{cut['name']}: {cut['events']}" for cut in flow)
@@ -91,7 +93,8 @@ def convert(data: DataSettings, graph: GraphSettings, folder: Path) -> GraphStor
 
 def _plan(data: DataSettings) -> tuple[list[events.Source], list[Task]]:
     schema = load_schema(data.schema_name)
-    sources, tasks = [], []
+    sources: list[events.Source] = []
+    tasks: list[Task] = []
     for name, sample in data.samples.items():
         for path in events.find_files(name, sample):
             source = events.inspect_file(path, schema)
@@ -117,7 +120,9 @@ def _convert_task(
         batches.append(build_graphs(kept, graph, layout))
         flows.append([asdict(cut) for cut in flow])
     if not batches:
-        raise DataError(f"sample '{task.sample}': tree of {task.path} holds no events. Remove the file from the config.")
+        raise DataError(
+            f"sample '{task.sample}': tree of {task.path} holds no events. Remove the file from the config."
+        )
     graphs = concatenate(batches)
     with files.atomic(folder / f"{task.shard}.safetensors") as temporary:
         save_file({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}, temporary)

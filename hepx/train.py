@@ -141,7 +141,7 @@ class _Fit:
         weight = settings.balance_weight if settings.balance == "switch" else 0.0
         total = parts[0] + weight * parts[1] + settings.z_weight * parts[2]
         self.optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
         self.optimizer.step()
         if self.has_experts and settings.balance == "loss_free":

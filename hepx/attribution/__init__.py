@@ -1,4 +1,4 @@
-"""Explanation methods. Adding one = one file with a frozen `Method`, and one line below; captum stays in this folder."""
+"""Explanation methods. Adding one = one file with a frozen `Method`, and one line below. captum stays here."""
 
 from __future__ import annotations
 

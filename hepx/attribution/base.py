@@ -41,9 +41,9 @@ class Method(Settings, ABC):
         """Run the method on all events of the subject."""
 
     @property
-    def result_name(self) -> str:
-        """Name of the result file without its suffix."""
-        return str(getattr(self, "method"))  # noqa: B009 - every method declares its own literal
+    def name(self) -> str:
+        """Name of the method, and of its result file without the suffix."""
+        return str(self.model_dump()["method"])
 
 
 def event_table(graphs: GraphBatch) -> EventTable:
@@ -64,12 +64,12 @@ def event_table(graphs: GraphBatch) -> EventTable:
 
 
 @torch.inference_mode()
-def scores(
-    model: Model, x: Float[Tensor, "R N F"], mask: Tensor, node_type: Tensor, target: int
-) -> Float[Tensor, "R"]:
+def scores(model: Model, x: Float[Tensor, "R N F"], mask: Tensor, node_type: Tensor, target: int) -> Float[Tensor, "R"]:
     """Scores of many rows, in passes of bounded size."""
     parts = [
-        log_odds(model(x[i : i + ROWS_PER_PASS], mask[i : i + ROWS_PER_PASS], node_type[i : i + ROWS_PER_PASS])[0], target)
+        log_odds(
+            model(x[i : i + ROWS_PER_PASS], mask[i : i + ROWS_PER_PASS], node_type[i : i + ROWS_PER_PASS])[0], target
+        )
         for i in range(0, len(x), ROWS_PER_PASS)
     ]
     return torch.cat(parts)

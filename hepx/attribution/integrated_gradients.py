@@ -2,8 +2,9 @@
 
 Sundararajan et al., arXiv:1703.01365; averaging over baselines as in expected gradients (Erion et al.,
 arXiv:1906.10670). Donors are turned so that their lepton points along the event's: the attribution of φ is that of Δφ
-to the lepton, whose own φ gets none. The expert choice of the explained event is replayed on the whole path (`routing: fixed`): through
-switches of a top-k router the score jumps, and no quadrature makes the attributions complete.
+to the lepton, whose own φ gets none. The expert choice of the explained event is replayed
+on the whole path (`routing: fixed`): through switches of a top-k router the score jumps, and no quadrature makes the
+attributions complete.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class IntegratedGradients(Method):
         )
         with torch.no_grad():
             ends = torch.stack([score(x, *arguments), score(start, *arguments)])
-        return attributions.detach().double().cpu().unflatten(0, (-1, draws)), ends.double().cpu().unflatten(1, (-1, draws))
+        return attributions.detach().double().cpu().unflatten(0, (-1, draws)), ends.double().cpu().unflatten(
+            1, (-1, draws)
+        )
 
     def _gate(self, result: Explanation) -> None:
         found = result.relative_completeness_error

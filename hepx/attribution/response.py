@@ -40,7 +40,7 @@ class Response(Method):
     events: int = Field(default=1000, ge=1)
 
     @property
-    def result_name(self) -> str:
+    def name(self) -> str:
         """One file per observable."""
         return f"response_{self.observable}"
 
@@ -48,7 +48,9 @@ class Response(Method):
         """Mean score per sample at each point, beside the untrained model and the unchanged events."""
         graphs = subject.graphs
         if not {"b1", "b2"} <= set(graphs.layout.slots):
-            raise ConfigError("the response to m_bb needs the node slots b1 and b2; add {type: bjet, max: 2} to graph.nodes.")
+            raise ConfigError(
+                "the response to m_bb needs the node slots b1 and b2; add {type: bjet, max: 2} to graph.nodes."
+            )
         points = np.linspace(self.low, self.high, self.points)
         moved = [move_b2(graphs, float(point)) for point in points]
         reached = torch.stack([ok for _, ok in moved], 1).numpy()
@@ -80,7 +82,11 @@ class Response(Method):
         """Weighted mean and error per sample and point [P, Q] over the events to keep."""
         weight, sample = graphs.weight.numpy(), graphs.sample.numpy()
         pairs = [
-            [weighted_mean(score[chosen, q], weight[chosen]) for q in range(score.shape[1]) for chosen in [keep[:, q] & (sample == s)]]
+            [
+                weighted_mean(score[chosen, q], weight[chosen])
+                for q in range(score.shape[1])
+                for chosen in [keep[:, q] & (sample == s)]
+            ]
             for s in range(len(graphs.layout.samples))
         ]
         table = np.array(pairs)
@@ -95,7 +101,10 @@ def move_b2(graphs: GraphBatch, mass: float) -> tuple[Float[Tensor, "B N F"], Bo
     b1, b2 = graphs.layout.slots.index("b1"), graphs.layout.slots.index("b2")
     x = graphs.x.double()
     first, second = x[:, b1], x[:, b2]
-    eta, phi = second[:, ETA] - first[:, ETA], torch.remainder(second[:, PHI] - first[:, PHI] + torch.pi, 2 * torch.pi) - torch.pi
+    eta, phi = (
+        second[:, ETA] - first[:, ETA],
+        torch.remainder(second[:, PHI] - first[:, PHI] + torch.pi, 2 * torch.pi) - torch.pi,
+    )
     farthest = torch.minimum(torch.pi / phi.abs().clamp(min=1e-9), torch.tensor(FARTHEST))
     low, high = torch.zeros_like(farthest), farthest
     for _ in range(BISECTIONS):
@@ -117,7 +126,9 @@ def move_b2(graphs: GraphBatch, mass: float) -> tuple[Float[Tensor, "B N F"], Bo
 def _mass(first: Tensor, second: Tensor, delta_eta: Tensor, delta_phi: Tensor) -> Tensor:
     """Invariant mass of two jets at a given distance, GeV."""
     eta2 = first[:, ETA] + delta_eta
-    momentum = [(p[:, PT], p[:, PT] * torch.sinh(eta), p[:, MASS]) for p, eta in ((first, first[:, ETA]), (second, eta2))]
+    momentum = [
+        (p[:, PT], p[:, PT] * torch.sinh(eta), p[:, MASS]) for p, eta in ((first, first[:, ETA]), (second, eta2))
+    ]
     energy = [torch.sqrt(pt**2 + pz**2 + m**2) for pt, pz, m in momentum]
     pt2 = momentum[0][0] ** 2 + momentum[1][0] ** 2 + 2 * momentum[0][0] * momentum[1][0] * torch.cos(delta_phi)
     pz = momentum[0][1] + momentum[1][1]
@@ -127,5 +138,5 @@ def _mass(first: Tensor, second: Tensor, delta_eta: Tensor, delta_phi: Tensor) -
 def _scores(model: Model, graphs: GraphBatch, x: Tensor, target: int) -> Array:
     model.eval()
     device = next(model.parameters()).device
-    arguments = [tensor.to(device) for tensor in (x, graphs.mask, graphs.node_type)]
-    return scores(model, *arguments, target=target).double().cpu().numpy()
+    x, mask, node_type = (tensor.to(device) for tensor in (x, graphs.mask, graphs.node_type))
+    return scores(model, x, mask, node_type, target).double().cpu().numpy()

@@ -118,8 +118,8 @@ def coalition_worths(
     mask = events.mask[0].expand(rows, slots)
     node_type = events.node_type[0].expand(rows, slots)
     device = next(model.parameters()).device
-    arguments = [tensor.to(device) for tensor in (x.reshape(rows, slots, width), mask, node_type)]
-    return scores(model, *arguments, target=target).double().cpu().reshape(batch, draws, len(kept))
+    x, mask, node_type = (tensor.to(device) for tensor in (x.reshape(rows, slots, width), mask, node_type))
+    return scores(model, x, mask, node_type, target).double().cpu().reshape(batch, draws, len(kept))
 
 
 def _mean_and_error(draws: Float[Tensor, "b K *n"]) -> Float[Tensor, "2 b *n"]:

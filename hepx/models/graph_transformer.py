@@ -108,7 +108,11 @@ class GraphTransformer(Model):
         if with_pairs:
             outputs = settings.num_layers * settings.num_heads
             self.pair_network = nn.Sequential(
-                nn.Linear(self.inputs.num_pair_features, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, outputs)
+                nn.Linear(self.inputs.num_pair_features, 32),
+                nn.GELU(),
+                nn.Linear(32, 32),
+                nn.GELU(),
+                nn.Linear(32, outputs),
             )
         self.blocks = nn.ModuleList([Block(settings) for _ in range(settings.num_layers)])
         self.norm = nn.LayerNorm(settings.dim)
@@ -131,7 +135,7 @@ class GraphTransformer(Model):
         if not self.settings.self_loops:
             allowed = allowed & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
         bias = self.pair_bias(x, mask, node_type)
-        attention, router_logits, gates = [], [], []
+        stored: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for layer, block in enumerate(self.blocks):
             h, *trace = block(
                 h,
@@ -140,15 +144,12 @@ class GraphTransformer(Model):
                 None if routing is None else routing[:, layer],
                 None if noise is None else noise[:, layer],
             )
-            for stored, value in zip((attention, router_logits, gates), trace, strict=True):
-                stored.append(value)
+            for values, value in zip(stored, trace, strict=True):
+                values.append(value)
         h = self.norm(h)
         pooled = mean_pool(h, mask) if self.pool is None else self.pool(h, mask, node_type)
-        present = mask[..., None]
-        trace_out = Trace(
-            torch.stack(attention, 1), torch.stack(router_logits, 1), torch.stack([g * present for g in gates], 1)
-        )
-        return Output(self.head(pooled), trace_out)
+        attention, router_logits, gates = (torch.stack(values, 1) for values in stored)
+        return Output(self.head(pooled), Trace(attention, router_logits, gates * mask[:, None, :, None]))
 
     def pair_bias(
         self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]

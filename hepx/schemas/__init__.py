@@ -18,4 +18,6 @@ def load_schema(name: str) -> Schema:
         return SCHEMAS[name]
     if name.endswith((".yaml", ".yml")):
         return parse(Schema, load(Path(name)), f"schema '{name}'")
-    raise ConfigError(f"unknown schema '{name}'; {closest(name, SCHEMAS)}. A schema of your own is the path of a YAML file.")
+    raise ConfigError(
+        f"unknown schema '{name}'; {closest(name, SCHEMAS)}. A schema of your own is the path of a YAML file."
+    )

@@ -1,0 +1,311 @@
+"""Explanations against enumeration, closed forms, captum and vector; symmetries; gates; planted truth."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from math import factorial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import vector
+from captum.attr import ShapleyValues
+from torch import Tensor
+
+from hepx.attribution import METHODS, Subject, background_events, event_table, subsample
+from hepx.attribution.baselines import draw, patterns
+from hepx.attribution.integrated_gradients import IntegratedGradients
+from hepx.attribution.links import observable_links
+from hepx.attribution.response import Response, move_b2
+from hepx.attribution.shapley import Shapley, coalition_worths, interaction_weights, shapley_weights
+from hepx.errors import ResultError
+from hepx.graph import GraphBatch, GraphSettings, NodeSettings, make_layout
+from hepx.models import MODELS, Model, Output, build_model, log_odds
+from hepx.models.base import empty_trace
+from hepx.models.graph_transformer import MoEGraphTransformerSettings
+from hepx.models.inputs import Inputs
+from hepx.planted import MECHANISMS, Mechanism, plant, toy_graphs, turned
+from hepx.results import Explanation, Provenance, ResponseCurve
+from hepx.train import TrainSettings, fit
+
+
+class ClosedForm(Model):
+    """score = Σ a_i pt_i + c · pt_0 pt_4 / 100: Shapley values and interactions known in closed form."""
+
+    def __init__(self, layout: object, weights: list[float], product: float) -> None:
+        super().__init__()
+        self.inputs = Inputs(layout, (), ())  # type: ignore[arg-type]
+        self.weights = torch.nn.Parameter(torch.tensor(weights))
+        self.product = product
+
+    def forward(  # type: ignore[no-untyped-def]
+        self, x: Tensor, mask: Tensor, node_type: Tensor, routing=None, noise=None
+    ) -> Output:
+        pt = x[..., 0] / 100 * mask
+        score = (self.weights * pt).sum(-1) + self.product * pt[:, 0] * pt[:, 4]
+        return Output(torch.stack([torch.zeros_like(score), score], -1), empty_trace(mask, 0))
+
+
+@pytest.fixture(scope="module")
+def trained_like(toys: GraphBatch) -> Model:
+    """A default MGT with random weights, scaled inputs and a strong head, so that its score varies by units."""
+    model = build_model(MoEGraphTransformerSettings(), toys.layout, seed=2).eval()
+    model.inputs.fit(toys, toys.weight)
+    with torch.no_grad():
+        model.head[-1].weight *= 20
+    return model
+
+
+def subject(model: Model, graphs: GraphBatch, baseline: GraphBatch) -> Subject:
+    return Subject(model, model, graphs, baseline, 1, 7)
+
+
+def test_shapley_weights_equal_the_sum_over_orderings() -> None:
+    """Oracle: average marginal contribution over all 4! orders, and the definition of the interaction index."""
+    n, worth = 4, torch.rand(16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = np.zeros(n)
+    for order in itertools.permutations(range(n)):
+        members = 0
+        for player in order:
+            expected[player] += float(worth[members | 1 << player] - worth[members]) / factorial(n)
+            members |= 1 << player
+    np.testing.assert_allclose((shapley_weights(n) @ worth).numpy(), expected, atol=1e-14)
+    i, j, pair = 1, 3, 0.0
+    for s in (s for s in range(2**n) if not s >> i & 1 and not s >> j & 1):
+        size = bin(s).count("1")
+        change = worth[s | 1 << i | 1 << j] - worth[s | 1 << i] - worth[s | 1 << j] + worth[s]
+        pair += factorial(size) * factorial(n - size - 2) / factorial(n - 1) * float(change)
+    assert float((interaction_weights(n) @ worth)[i, j]) == pytest.approx(pair, abs=1e-14)
+    assert float((interaction_weights(n) @ worth).diagonal().abs().max()) == 0
+
+
+def test_shapley_of_a_closed_form(toys: GraphBatch, provenance: Provenance) -> None:
+    """Linear terms give a_i (pt_i − mean pt'_i); the product shares its change equally and is the whole interaction."""
+    few = toys[:20]
+    donor = toys[toys.mask.all(1)][:1]
+    with_j3 = few[few.mask.all(1)]
+    model = ClosedForm(toys.layout, [1.0, -2.0, 0.5, 0.0, 3.0], product=1.5)
+    result = Shapley(draws=2).explain(subject(model, with_j3, donor), provenance)
+    pt, other = with_j3.x[..., 0].double().numpy() / 100, donor.x[0, :, 0].double().numpy() / 100
+    expected = np.array([1.0, -2.0, 0.5, 0.0, 3.0]) * (pt - other)
+    half = 1.5 / 2
+    expected[:, 0] += half * (pt[:, 0] - other[0]) * (pt[:, 4] + other[4])
+    expected[:, 4] += half * (pt[:, 4] - other[4]) * (pt[:, 0] + other[0])
+    np.testing.assert_allclose(result.values, expected, atol=1e-5)
+    interaction = 1.5 * (pt[:, 0] - other[0]) * (pt[:, 4] - other[4])
+    assert result.interactions is not None
+    np.testing.assert_allclose(result.interactions[:, 0, 4], interaction, atol=1e-5)
+    result.interactions[:, [0, 4], [4, 0]] = 0
+    assert np.abs(result.interactions).max() < 1e-5
+    assert np.abs(result.error).max() < 1e-6  # one donor: no spread
+
+
+def test_shapley_equals_captum(trained_like: Model, toys: GraphBatch) -> None:
+    """Oracle: captum, which goes through all 5! orderings, one event and one donor at a time."""
+    events = toys[toys.mask.all(1)][:3]
+    pattern = next(patterns(events, toys))
+    donors = draw(pattern, events, 2, torch.Generator().manual_seed(1))
+    worth = coalition_worths(trained_like, events, donors, pattern.player, 1)
+    found = worth @ shapley_weights(5).T
+    feature_mask = torch.arange(5)[None, :, None].repeat(1, 1, 6)
+
+    def score(x: Tensor, mask: Tensor, node_type: Tensor) -> Tensor:
+        return log_odds(trained_like(x, mask, node_type).logits, 1)
+
+    exact = torch.zeros(3, 2, 5)
+    for event, draw_index in itertools.product(range(3), range(2)):
+        one = events[event : event + 1]
+        values = ShapleyValues(score).attribute(
+            one.x,
+            baselines=donors[event, draw_index][None],
+            additional_forward_args=(one.mask, one.node_type),
+            feature_mask=feature_mask,
+        )
+        exact[event, draw_index] = values[0, :, 0].detach()
+    torch.testing.assert_close(found.float(), exact, atol=2e-4, rtol=1e-3)
+
+
+def test_shapley_is_complete_and_zero_for_absent_objects(
+    trained_like: Model, toys: GraphBatch, provenance: Provenance
+) -> None:
+    result = Shapley(draws=4).explain(subject(trained_like, toys[:60], background_events(toys, 1)), provenance)
+    assert result.completeness_error.max() < 1e-5
+    assert np.abs(result.values[~result.events.mask]).max() == 0
+    assert result.interactions is not None
+    np.testing.assert_allclose(result.interactions, result.interactions.transpose(0, 2, 1))
+    assert np.std(result.score) > 0.5
+
+
+def test_explanations_turn_with_the_event(trained_like: Model, toys: GraphBatch, provenance: Provenance) -> None:
+    """A rotation about the beam changes neither attributions nor baselines (φ has no zero)."""
+    few, baseline = toys[:40], background_events(toys, 1)
+    for method in (Shapley(draws=3), IntegratedGradients(draws=2, steps=32, max_completeness_error=9.0)):
+        first = method.explain(subject(trained_like, few, baseline), provenance)
+        second = method.explain(subject(trained_like, turned(few, 1.3), baseline), provenance)
+        np.testing.assert_allclose(first.baseline_score, second.baseline_score, atol=5e-3)
+        np.testing.assert_allclose(first.values, second.values, atol=0.02 * np.abs(first.values).max())
+
+
+def test_aliases_are_one_player(provenance: Provenance) -> None:
+    """Two nodes of one object move together; the object's value stands at its first node."""
+    nodes = (NodeSettings(type="jet", max=3, alias=True), NodeSettings(type="bjet", max=2), NodeSettings(type="met"))
+    layout = make_layout(GraphSettings(nodes=nodes), ["a"], [0, 1])
+    toys = toy_graphs(30, 2)
+    columns = [0, 1, 2, 0, 1, 4]
+    parts = {name: tensor[:, columns] for name, tensor in toys.tensors().items() if tensor.dim() > 1 and name != "observables"}
+    parts["mask"] = torch.ones_like(parts["mask"])
+    parts["object_index"] = torch.tensor([0, 1, 2, 0, 1, 200], dtype=torch.int16).expand(30, 6)
+    aliased = replace(toys, layout=layout, **parts)
+    model = ClosedForm(layout, [1.0, 0.0, 0.0, 1.0, 0.0, 1.0], product=0.0)
+    result = Shapley(draws=2).explain(subject(model, aliased[:10], aliased[10:]), provenance)
+    assert np.abs(result.values[:, [3, 4]]).max() == 0
+    assert result.completeness_error.max() < 1e-5
+    assert np.abs(result.values[:, 0]).min() > 1e-4
+
+
+def test_donors_have_the_same_objects_and_are_missed_with_a_sentence(toys: GraphBatch) -> None:
+    with_j3 = toys[toys.mask[:, 2]]
+    found = list(patterns(toys, toys))
+    assert sorted(len(pattern.index) for pattern in found) == sorted([len(with_j3), len(toys) - len(with_j3)])
+    assert all(pattern.donors.mask[:, 2].unique().numel() == 1 for pattern in found)
+    with pytest.raises(ResultError, match="no baseline event has exactly the objects b1, b2, lepton, met"):
+        list(patterns(toys, with_j3))
+
+
+def test_donors_follow_the_weights(toys: GraphBatch) -> None:
+    """Probability ∝ |w|: an event of weight −3 is drawn three times as often as one of weight 1."""
+    two = toys[toys.mask.all(1)][:2]
+    two = replace(two, weight=torch.tensor([1.0, -3.0], dtype=torch.float64))
+    pattern = next(patterns(two, two))
+    donors = draw(pattern, two[:1], 4000, torch.Generator().manual_seed(0))
+    share = float((donors[0, :, 0, 0] == two.x[1, 0, 0]).double().mean())
+    assert share == pytest.approx(0.75, abs=5 * (0.75 * 0.25 / 4000) ** 0.5)
+
+
+def test_integrated_gradients_of_a_quadratic_form(toys: GraphBatch, provenance: Provenance) -> None:
+    """For c·pt_0·pt_4 the path integral is c (Δpt_0) (mean of the two pt_4), known exactly."""
+    with_j3 = toys[toys.mask.all(1)]
+    events, donor = with_j3[:5], with_j3[5:6]
+    model = ClosedForm(toys.layout, [0.0] * 5, product=2.0)
+    result = IntegratedGradients(draws=2, steps=8).explain(subject(model, events, donor), provenance)
+    pt, other = events.x[..., 0].double().numpy() / 100, donor.x[0, :, 0].double().numpy() / 100
+    expected = 2.0 * (pt[:, 0] - other[0]) * (pt[:, 4] + other[4]) / 2
+    np.testing.assert_allclose(result.values[:, 0, 0], expected, atol=1e-5)
+    assert np.abs(result.values[..., 1:]).max() < 1e-6
+    assert result.relative_completeness_error < 1e-5
+
+
+def test_completeness_gate_closes_and_opens(trained_like: Model, toys: GraphBatch, provenance: Provenance) -> None:
+    """Negative control: with two steps the attributions are wrong, and are refused."""
+    events = subject(trained_like, toys[:40], background_events(toys, 1))
+    with pytest.raises(ResultError, match=r"the attributions miss the score change by .* more than the allowed 1%"):
+        IntegratedGradients(steps=2, max_completeness_error=0.01).explain(events, provenance)
+    good = IntegratedGradients(steps=256).explain(events, provenance)
+    assert good.relative_completeness_error < 0.05
+    total = good.values.sum((1, 2)) - (good.score - good.baseline_score)
+    assert np.abs(total).max() <= good.completeness_error.max() + 1e-6
+
+
+def test_moved_b_jets_have_the_wanted_mass(toys: GraphBatch) -> None:
+    moved, reached = move_b2(toys, 100.0)
+    assert 0.2 < reached.double().mean() < 1
+    p = vector.array({name: moved[..., i].double().numpy() for i, name in enumerate(("pt", "eta", "phi", "mass"))})
+    mass = (p[:, 0] + p[:, 1]).mass[reached.numpy()]
+    np.testing.assert_allclose(mass, 100.0, atol=0.2)
+    unchanged = [0, 2, 3, 4]
+    assert torch.equal(moved[:, unchanged], toys.x[:, unchanged])
+    assert torch.equal(moved[:, 1, 0], toys.x[:, 1, 0])
+
+
+def test_response_follows_a_known_curve(toys: GraphBatch, provenance: Provenance) -> None:
+    """A model that is a function of m_bb alone has this function as its response curve."""
+
+    class OfMbb(ClosedForm):
+        def forward(self, x, mask, node_type, routing=None, noise=None):  # type: ignore[no-untyped-def]
+            score = MECHANISMS["mbb"].score(x, node_type, toys.layout.slots)
+            return Output(torch.stack([torch.zeros_like(score), score], -1), empty_trace(mask, 0))
+
+    model = OfMbb(toys.layout, [0.0] * 5, 0.0)
+    curve = Response(points=12).explain(subject(model, toys, toys), provenance)
+    np.testing.assert_allclose(curve.mean[0], 3 - np.abs((curve.points - 120) / 30), atol=0.02)
+    assert curve.error.max() < 0.02
+
+
+def test_links_find_the_observable_and_not_the_shuffled_one(toys: GraphBatch, provenance: Provenance) -> None:
+    events = event_table(toys)
+    rng = np.random.default_rng(0)
+    values = np.zeros((len(toys), 5))
+    values[:, 0] = np.tanh((events.observable("mbb") - 120) / 60) + 0.1 * rng.normal(size=len(toys))
+    zero = np.zeros(len(toys))
+    result = Explanation(events, values, values * 0, zero, zero, zero, None, None, provenance)
+    links = {link.observable: link for link in observable_links(result)}
+    assert links["mbb"].strength > 3 * links["mbb"].null
+    assert links["mt"].strength == 0
+    shuffled = replace(result, values=rng.permutation(values))
+    found = {link.observable: link for link in observable_links(shuffled)}["mbb"]
+    assert found.strength < 1.5 * found.null
+
+
+def test_results_survive_a_file(trained_like: Model, toys: GraphBatch, provenance: Provenance, tmp_path: Path) -> None:
+    events = subject(trained_like, toys[:12], background_events(toys, 1))
+    for name, method in METHODS.items():
+        settings = method(steps=256) if name == "integrated_gradients" else method()
+        result = settings.explain(events, provenance)
+        path = tmp_path / f"{name}.npz"
+        result.save(path)
+        again = type(result).load(path)
+        first, second = (vars(r) | vars(getattr(r, "events", r)) for r in (result, again))
+        for key, value in first.items():
+            if isinstance(value, np.ndarray):
+                np.testing.assert_array_equal(value, second[key])
+            elif key != "events":
+                assert value == second[key]
+    with pytest.raises(ResultError, match="holds a ResponseCurve; expected Explanation"):
+        Explanation.load(tmp_path / "response.npz")
+    with pytest.raises(ResultError, match="there is no result"):
+        ResponseCurve.load(tmp_path / "none.npz")
+
+
+def test_subsample_is_stable_and_random(toys: GraphBatch) -> None:
+    assert torch.equal(subsample(toys, 50, 1).event_id, subsample(toys, 50, 1).event_id)
+    assert not torch.equal(subsample(toys, 50, 1).event_id, subsample(toys, 50, 2).event_id)
+    assert len(subsample(toys, 10_000, 1)) == len(toys)
+
+
+def explain_planted(mechanism: Mechanism, shuffled: bool, folder: Path, provenance: Provenance) -> Explanation:
+    """Train a small MGT on planted labels and explain 300 test events."""
+    graphs = plant(toy_graphs(27_000, 1), mechanism, 2, shuffled)
+    train, validation, test = graphs[:24_000], graphs[24_000:26_000], graphs[26_000:]
+    settings = MODELS["moe_graph_transformer"][0](dim=32, expert_dim=16, dropout=0.0)
+    model = build_model(settings, graphs.layout, 1)
+    fit(model, train, validation, TrainSettings(epochs=4 if shuffled else 12, lr=3e-3), 1, folder)
+    return Shapley(draws=32).explain(subject(model, test[:300], background_events(train, 1)), provenance)
+
+
+def mass_and_hit(result: Explanation, slots: tuple[str, ...]) -> tuple[float, float]:
+    """Relevance mass on the true objects, and share of events whose strongest pair is the true one."""
+    i, j = (result.events.slots.index(name) for name in slots)
+    values = np.abs(result.values)
+    mass = float((values[:, [i, j]].sum(1) / values.sum(1)).mean())
+    assert result.interactions is not None
+    strength = np.abs(result.interactions)
+    top = strength.reshape(len(strength), -1).argmax(1)
+    return mass, float(np.isin(top, [i * 5 + j, j * 5 + i]).mean())
+
+
+def test_planted_mbb_is_found(tmp_path: Path, provenance: Provenance) -> None:
+    """Labels drawn from a peak in m_bb: ≥ 85 % of the attribution on the b-jets, their pair on top in ≥ 90 %."""
+    mechanism = MECHANISMS["mbb"]
+    mass, hit = mass_and_hit(explain_planted(mechanism, False, tmp_path, provenance), mechanism.slots)
+    assert mass >= 0.85
+    assert hit >= 0.90
+
+
+def test_nothing_is_found_in_shuffled_labels(tmp_path: Path, provenance: Provenance) -> None:
+    """Negative control of the planted truth: chance is 2/5 of the mass and 1/10 of the pairs."""
+    mechanism = MECHANISMS["mbb"]
+    mass, hit = mass_and_hit(explain_planted(mechanism, True, tmp_path, provenance), mechanism.slots)
+    assert mass < 0.65
+    assert hit < 0.5

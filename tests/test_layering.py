@@ -1,0 +1,91 @@
+"""Imports point down, each heavy library has one door, and `import hepx` and `hepx --help` stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "hepx"
+LAYERS = [
+    {"errors", "files", "progress", "expression", "kinematics", "config", "results", "metrics"},
+    {"events"},
+    {"schemas", "simulate"},
+    {"graph", "store"},
+    {"models"},
+    {"train"},
+    {"planted"},
+    {"attribution", "attention", "experts", "evaluate"},
+    {"report"},
+    {"run"},
+    {"cli"},
+]
+DOORS = {
+    "uproot": {"events", "simulate"},
+    "captum": {"attribution"},
+    "matplotlib": {"report"},
+    "mplhep": {"report"},
+    "jinja2": {"report"},
+    "typer": {"cli"},
+    "sklearn": {"evaluate"},
+    "pythia8mc": {"simulate"},
+    "fastjet": {"simulate"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    if room(path) == "__init__":
+        assert not imports(path)
+        return
+    inside = {name.split(".")[1] for name in imports(path) if name.startswith("hepx.")} - {"__version__", room(path)}
+    assert all(layer(name) <= layer(room(path)) for name in inside), inside
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_heavy_libraries_have_one_door(library: str) -> None:
+    users = {room(path) for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
+    assert users <= DOORS[library]
+    assert users, f"{library} is not used: remove it here and from pyproject.toml"
+
+
+def test_no_forbidden_calls() -> None:
+    """No eval or exec, no pickle, no print outside the command line, no torch.load of arbitrary objects."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in {"eval", "exec", "pickle.load", "pickle.loads", "print"}, (path, node.lineno)
+                if name == "torch.load":
+                    assert any(word.arg == "weights_only" for word in node.keywords), (path, node.lineno)
+
+
+def test_import_and_help_are_light() -> None:
+    code = (
+        "import sys, hepx, hepx.cli\n"
+        "heavy = {'torch', 'awkward', 'uproot', 'matplotlib', 'captum', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,214 @@
+"""Training: reproducible, restartable, weighted, balanced; and what the experts and attention say about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hepx import attention, experts
+from hepx.errors import DataError, ResultError
+from hepx.experts import expert_report, mutual_information
+from hepx.graph import GraphBatch
+from hepx.models import MODELS, Model, Trace, build_model, predict
+from hepx.models.graph_transformer import MoEGraphTransformerSettings
+from hepx.models.layers import MixtureOfExperts
+from hepx.planted import MECHANISMS, plant, toy_graphs
+from hepx.results import AttentionMap, Change, ExpertReport, Provenance
+from hepx.train import TrainSettings, balance_loss, fit, load_weights, training_weights, update_selection_bias, z_loss
+
+SMALL = MoEGraphTransformerSettings(dim=16, expert_dim=8, num_heads=2)
+FAST = TrainSettings(epochs=3, batch_size=128, lr=3e-3)
+
+
+@pytest.fixture(scope="module")
+def planted() -> GraphBatch:
+    return plant(toy_graphs(1500, 4), MECHANISMS["mt"], 5)
+
+
+def train(planted: GraphBatch, folder: Path, seed: int = 1, settings: TrainSettings = FAST) -> tuple[Model, list[object]]:
+    model = build_model(SMALL, planted.layout, seed)
+    history = fit(model, planted[:1000], planted[1000:], settings, seed, folder)
+    return model, list(history)
+
+
+def test_same_seed_same_everything(planted: GraphBatch, tmp_path: Path) -> None:
+    first, history = train(planted, tmp_path / "a")
+    second, again = train(planted, tmp_path / "b")
+    _, other = train(planted, tmp_path / "c", seed=2)
+    assert history == again
+    assert history != other
+    assert torch.equal(predict(first, planted), predict(second, planted))
+
+
+def test_interrupted_training_ends_as_if_it_had_never_stopped(
+    planted: GraphBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, history = train(planted, tmp_path / "a")
+    real, calls = torch.optim.AdamW.step, []
+
+    def stop(self: torch.optim.AdamW, *args: object) -> object:
+        calls.append(1)
+        if len(calls) == 12:  # in the middle of the second epoch
+            raise KeyboardInterrupt
+        return real(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(planted, tmp_path / "b")
+    monkeypatch.undo()
+    resumed, continued = train(planted, tmp_path / "b")
+    assert continued == history
+    assert torch.equal(predict(resumed, planted), predict(whole, planted))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_learns_a_planted_threshold(name: str, tmp_path: Path) -> None:
+    graphs = plant(toy_graphs(4000, 4), MECHANISMS["mt"], 5)
+    model = build_model(MODELS[name][0](), graphs.layout, 1)
+    history = fit(model, graphs[:3000], graphs[3000:], TrainSettings(epochs=8, lr=3e-3), 1, tmp_path)
+    assert max(epoch.validation_auc for epoch in history) > 0.85
+
+
+def test_best_weights_are_kept_and_patience_stops(planted: GraphBatch, tmp_path: Path) -> None:
+    shuffled = replace(planted, y=planted.y[torch.randperm(len(planted), generator=torch.Generator().manual_seed(1))])
+    settings = TrainSettings(epochs=40, batch_size=250, patience=2, lr=1e-2)
+    model, history = train(shuffled, tmp_path, settings=settings)
+    assert len(history) < 40
+    loaded = build_model(SMALL, planted.layout, 9)
+    load_weights(loaded, tmp_path)
+    assert torch.equal(predict(model, planted), predict(loaded, planted))
+    with pytest.raises(ResultError, match="holds no trained weights"):
+        load_weights(loaded, tmp_path / "none")
+
+
+def test_training_weights_balance_classes_and_keep_signs(planted: GraphBatch) -> None:
+    weight = torch.where(torch.arange(len(planted)) % 7 == 0, -1.0, 2.0).double()
+    graphs = replace(planted, weight=weight)
+    found = training_weights(graphs)
+    assert torch.equal(torch.sign(found), torch.sign(weight))
+    totals = [float(found[graphs.y == label].sum()) for label in (0, 1)]
+    assert totals == pytest.approx([len(graphs) / 2] * 2)
+    assert float(training_weights(graphs, "sign").abs().unique().numel()) == 2
+    with pytest.raises(DataError, match="class 1 has a total training weight of -"):
+        training_weights(replace(graphs, weight=torch.where(graphs.y == 1, -weight, weight)))
+
+
+def trace(gates: torch.Tensor, logits: torch.Tensor) -> Trace:
+    return Trace(torch.zeros(len(gates), 1, 0, gates.shape[2], gates.shape[2]), logits, gates)
+
+
+def test_balance_loss_is_one_when_even_and_x_when_collapsed() -> None:
+    mask = torch.ones(6, 2, dtype=torch.bool)
+    even = torch.eye(6).reshape(6, 1, 1, 6).expand(6, 1, 2, 6)
+    assert float(balance_loss(trace(even, 0 * even), mask)) == pytest.approx(1)
+    one = torch.zeros(6, 1, 2, 6)
+    one[..., 0] = 1
+    assert float(balance_loss(trace(one, 50 * one), mask)) == pytest.approx(6)
+    assert float(z_loss(trace(one, 0 * one), mask)) == pytest.approx(np.log(6) ** 2)
+
+
+def test_loss_free_balancing_evens_the_load(planted: GraphBatch) -> None:
+    model = build_model(SMALL, planted.layout, 1).eval()
+    moe = next(module for module in model.modules() if isinstance(module, MixtureOfExperts))
+    model.inputs.fit(planted, planted.weight)
+
+    def spread() -> float:
+        gates = model(planted.x, planted.mask, planted.node_type).trace.gates[:, 0][planted.mask]
+        return float((gates > 0).double().mean(0).std())
+
+    before = spread()
+    for _ in range(300):
+        output = model(planted.x, planted.mask, planted.node_type)
+        update_selection_bias(model, output.trace, planted.mask, 5e-3)
+    assert spread() < 0.5 * before
+    assert moe.selection_bias.abs().max() > 0
+
+
+def test_mutual_information_of_known_tables() -> None:
+    assert mutual_information(np.ones((3, 4))) == pytest.approx(0)
+    assert mutual_information(np.array([[2.0, 0, 0, 0], [0, 1, 0, 1]])) == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def fitted(planted: GraphBatch, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return train(planted, tmp_path_factory.mktemp("fit"), settings=TrainSettings(epochs=6, batch_size=64, lr=5e-3))[0]
+
+
+def test_identical_experts_are_called_so(fitted: Model, planted: GraphBatch, provenance: Provenance) -> None:
+    """Clones: swapping changes nothing, exactly; the verdict says they are identical."""
+    clones = build_model(SMALL, planted.layout, 1)
+    clones.load_state_dict(fitted.state_dict())
+    with torch.no_grad():
+        for moe in (module for module in clones.modules() if isinstance(module, MixtureOfExperts)):
+            for parameter in (moe.w1, moe.b1, moe.w2, moe.b2):
+                parameter.copy_(parameter[:1].expand_as(parameter))
+    report = expert_report(clones, clones, planted, 1, 1, provenance)
+    assert report is not None
+    assert report.distinct_experts == [1, 1]
+    assert max(abs(change.delta_auc) for change in report.swap) < 1e-4
+    assert report.verdict.startswith("the experts are identical")
+
+
+def test_tables_are_shares_and_interventions_do_what_they_say(
+    fitted: Model, planted: GraphBatch, provenance: Provenance
+) -> None:
+    report = expert_report(fitted, fitted, planted, 1, 1, provenance)
+    assert report is not None
+    np.testing.assert_allclose(np.array(report.routing).sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.array(report.load).sum(-1), 1)
+    assert report.information_type == report.information_type_null  # the null here is the model itself
+    swapped = build_model(SMALL, planted.layout, 1)
+    swapped.load_state_dict(fitted.state_dict())
+    moe = next(module for module in swapped.modules() if isinstance(module, MixtureOfExperts))
+    with torch.no_grad():
+        for parameter in (moe.w1, moe.b1, moe.w2, moe.b2):
+            parameter.copy_(parameter.roll(1, 0))
+    np.testing.assert_allclose(experts._swapped(fitted, planted, 1, 0, 1), predict(swapped, planted).numpy(), atol=1e-6)
+    unused = [change for change in report.knock_out if report.load[change.layer][change.expert] == 0]
+    assert all(change.delta_auc == 0 for change in unused)
+
+
+@pytest.mark.parametrize(
+    ("distinct", "swap", "excess", "words"),
+    [
+        ([1, 1], -0.1, 0.5, "the experts are identical"),
+        ([6, 6], -0.001, 0.5, "no functional specialization"),
+        ([6, 6], -0.1, 0.5, "the choice also depends on the process"),
+        ([6, 6], -0.1, 0.0, "the choice follows the object type, not the process"),
+    ],
+)
+def test_verdict_is_forced_by_the_numbers(distinct: list[int], swap: float, excess: float, words: str) -> None:
+    information = [([1.0], [excess]), ([1.0], [0.0])]
+    assert words in experts._verdict(distinct, information, [], [Change(0, -1, swap, 0.001)])
+
+
+def test_attention_map_is_the_weighted_mean(fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path) -> None:
+    weight = torch.where(torch.arange(len(planted)) % 3 == 0, -0.5, 1.0).double()
+    graphs = replace(planted, weight=weight)
+    found = attention.attention_map(fitted, fitted, graphs, provenance)
+    assert found is not None
+    values = attention.attention_weights(fitted, graphs).double()
+    np.testing.assert_allclose(found.mean[0, 1, 0, 0, 1], float((weight * values[:, 1, 0, 0, 1]).sum() / weight.sum()), rtol=1e-9)
+    both = graphs.mask[:, 2]
+    expected = float((weight * values[:, 0, 1, 2, 4])[both].sum() / weight[both].sum())
+    np.testing.assert_allclose(found.mean[0, 0, 1, 2, 4], expected, rtol=1e-9)
+    np.testing.assert_array_equal(found.mean, found.null)
+    found.save(tmp_path / "a.npz")
+    np.testing.assert_array_equal(AttentionMap.load(tmp_path / "a.npz").mean, found.mean)
+
+
+def test_models_without_attention_or_experts_have_no_such_result(planted: GraphBatch, provenance: Provenance) -> None:
+    model = build_model(MODELS["mlp"][0](), planted.layout, 1)
+    assert attention.attention_map(model, model, planted, provenance) is None
+    assert expert_report(model, model, planted, 1, 1, provenance) is None
+
+
+def test_expert_report_survives_a_file(fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path) -> None:
+    report = expert_report(fitted, fitted, planted[:300], 1, 1, provenance)
+    assert report is not None
+    report.save(tmp_path / "experts.json")
+    assert ExpertReport.load_report(tmp_path / "experts.json") == report
