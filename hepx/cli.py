@@ -127,6 +127,22 @@ def report(target: Target, overrides: Overrides = None, runs: Runs = Path("runs"
     typer.echo(f"report: {done.folder / 'report.html'}")
 
 
+@app.command(epilog="Example:  hepx sweep configs/models.yaml")
+def sweep(
+    config: Annotated[Path, typer.Argument(help="A YAML file with base, seeds and variants.")],
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train several models with several seeds and compare them seed by seed."""
+    from hepx.sweep import sweep as compare
+
+    for row in compare(config, overrides or [], runs):
+        typer.echo(
+            f"{row['variant']:28s} AUC {row['auc']:.4f} ± {row['seed_spread']:.4f} (seeds) ± {row['test_error']:.4f} (test); "
+            f"difference {row['difference']:+.4f} ± {row['difference_error']:.4f}"
+        )
+
+
 @app.command(
     epilog="Examples:\n\n  hepx simulate signal --events 1000 --output mydata\n\n"
     "  hepx simulate signal=8000 ttbar=8000 singletop=2000 --seed 1 --workers 2 --output data"

@@ -93,22 +93,28 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"config '{path}' holds a {type(values).__name__}; expected a mapping of keys to values.")
     for override in overrides:
-        _apply(values, override)
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"override '{override}' is not of the form key=value, for example train.epochs=5.")
+        apply_overrides(values, {name: read_yaml(text)})
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"override '{override}' is not of the form key=value, for example train.epochs=5.")
+def apply_overrides(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set `key.subkey` to its new value in place; ConfigError where the path leads nowhere."""
+    for name, value in changes.items():
+        _apply(values, name, value)
+
+
+def _apply(values: dict[str, Any], name: str, value: Any) -> None:
     *parents, last = name.split(".")
     node: Any = values
     for parent in parents:
         node = _child(node, parent, name)
     if isinstance(node, list):
-        node[_index(node, last, name)] = read_yaml(text)
+        node[_index(node, last, name)] = value
     elif isinstance(node, dict):
-        node[last] = read_yaml(text)
+        node[last] = value
     else:
         raise ConfigError(f"override '{name}': '{node}' is a plain value and has no key '{last}'.")
 

@@ -37,8 +37,12 @@ def pair_mass(
 
 
 MECHANISMS: dict[str, Mechanism] = {
-    "mbb": Mechanism(("b1", "b2"), lambda *event: 3.0 - ((pair_mass(*event, "b1", "b2") - 120) / 30).abs()),
-    "mt": Mechanism(("lepton", "met"), lambda *event: (pair_mass(*event, "lepton", "met") - 110) / 20),
+    "mbb": Mechanism(
+        ("b1", "b2"), lambda x, types, slots: 3.0 - ((pair_mass(x, types, slots, "b1", "b2") - 120) / 30).abs()
+    ),
+    "mt": Mechanism(
+        ("lepton", "met"), lambda x, types, slots: (pair_mass(x, types, slots, "lepton", "met") - 110) / 20
+    ),
 }
 """Name -> planted truth. m_bb is a peak (not monotone), m_T a threshold."""
 
@@ -80,7 +84,9 @@ def toy_graphs(num_events: int, seed: int) -> GraphBatch:
         layout=layout,
     )
     for name, pair in {"mbb": ("b1", "b2"), "mt": ("lepton", "met")}.items():
-        graphs.observables[:, layout.observable_index(name)] = pair_mass(graphs.x, graphs.node_type, layout.slots, *pair).double()
+        graphs.observables[:, layout.observable_index(name)] = pair_mass(
+            graphs.x, graphs.node_type, layout.slots, *pair
+        ).double()
     return graphs
 
 

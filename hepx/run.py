@@ -89,6 +89,11 @@ class Run:
         else:
             settings = parse(RunSettings, load(path, overrides), f"config '{path}'")
             folder = root / settings.name
+        return cls.create(folder, settings)
+
+    @classmethod
+    def create(cls, folder: Path, settings: RunSettings) -> Self:
+        """The run in `folder`, with its resolved config and versions written down."""
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(folder / "config.yaml", write_yaml(settings.dump()))
         run = cls(folder, settings)

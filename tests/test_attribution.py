@@ -154,7 +154,11 @@ def test_aliases_are_one_player(provenance: Provenance) -> None:
     layout = make_layout(GraphSettings(nodes=nodes), ["a"], [0, 1])
     toys = toy_graphs(30, 2)
     columns = [0, 1, 2, 0, 1, 4]
-    parts = {name: tensor[:, columns] for name, tensor in toys.tensors().items() if tensor.dim() > 1 and name != "observables"}
+    parts = {
+        name: tensor[:, columns]
+        for name, tensor in toys.tensors().items()
+        if tensor.dim() > 1 and name != "observables"
+    }
     parts["mask"] = torch.ones_like(parts["mask"])
     parts["object_index"] = torch.tensor([0, 1, 2, 0, 1, 200], dtype=torch.int16).expand(30, 6)
     aliased = replace(toys, layout=layout, **parts)

@@ -21,7 +21,9 @@ from hepx.store import SPLITS, GraphStore, convert, split_index
 
 DATA = Path(__file__).parent.parent / "data"
 SELECTION = "n_lepton == 1 and n_bjet == 2 and met > 100"
-PAPER = {"nodes": [{"type": "jet", "max": 3, "alias": True}, {"type": "bjet", "max": 2}, {"type": "lepton"}, {"type": "met"}]}
+PAPER = {
+    "nodes": [{"type": "jet", "max": 3, "alias": True}, {"type": "bjet", "max": 2}, {"type": "lepton"}, {"type": "met"}]
+}
 
 NUM_EVENTS = 60
 RNG = np.random.default_rng(3)
@@ -65,7 +67,9 @@ def branches() -> dict[str, ak.Array]:
 
 
 def write(path: Path, columns: dict[str, ak.Array], tree: str = "analysis") -> Path:
-    types = {name: array.type.content if isinstance(array, ak.Array) else array.dtype for name, array in columns.items()}
+    types = {
+        name: array.type.content if isinstance(array, ak.Array) else array.dtype for name, array in columns.items()
+    }
     with uproot.recreate(path) as file:
         file.mktree(tree, types, counter_name=lambda name: f"{name}_n").extend(columns)
     return path
@@ -92,10 +96,17 @@ def read(path: Path, **more: object):  # type: ignore[no-untyped-def]
     return next(read_events(path, load_schema("atlas_open_2025"), data, "a"))
 
 
-def test_weight_is_cross_section_times_luminosity_over_sum_of_weights(small: Path, columns: dict[str, ak.Array]) -> None:
+def test_weight_is_cross_section_times_luminosity_over_sum_of_weights(
+    small: Path, columns: dict[str, ak.Array]
+) -> None:
     batch = read(small)
     np.testing.assert_allclose(batch.weight, 1000.0 * 2.0 * 1.5 * 0.5 / 30.0 * columns["mcWeight"])
-    given = {"samples": {"a": {"files": str(small), "label": 1, "xsec_pb": 4.0, "kfactor": 1.0}, "b": {"files": "x", "label": 0}}}
+    given = {
+        "samples": {
+            "a": {"files": str(small), "label": 1, "xsec_pb": 4.0, "kfactor": 1.0},
+            "b": {"files": "x", "label": 0},
+        }
+    }
     data = parse(DataSettings, {**given, "luminosity": 1.0}, "data")
     other = next(read_events(small, load_schema("atlas_open_2025"), data, "a"))
     np.testing.assert_allclose(other.weight, batch.weight * 4.0 / 3.0)
@@ -131,7 +142,9 @@ def test_observables_against_vector(small: Path, columns: dict[str, ak.Array]) -
 
 def test_nearest_lepton_bjet_mass() -> None:
     lepton = vector.Array([{"pt": 50.0, "eta": 0.0, "phi": 0.0, "mass": 0.0}])
-    bjets = vector.Array([[{"pt": 90.0, "eta": 2.0, "phi": 3.0, "mass": 0.0}, {"pt": 40.0, "eta": 0.0, "phi": 1.0, "mass": 0.0}]])
+    bjets = vector.Array(
+        [[{"pt": 90.0, "eta": 2.0, "phi": 3.0, "mass": 0.0}, {"pt": 40.0, "eta": 0.0, "phi": 1.0, "mass": 0.0}]]
+    )
     expected = np.sqrt(2 * 50 * 40 * (1 - np.cos(1.0)))
     assert kinematics.nearest_mass(lepton, bjets)[0] == pytest.approx(expected)
 
@@ -294,7 +307,12 @@ def test_same_events_twice_are_refused(small: Path, tmp_path: Path) -> None:
     copy.write_bytes(small.read_bytes())
     data = parse(
         DataSettings,
-        {"samples": {"a": {"files": [str(small), str(copy)], "label": 1}, "b": {"files": str(DATA / "ttbar.root"), "label": 0}}},
+        {
+            "samples": {
+                "a": {"files": [str(small), str(copy)], "label": 1},
+                "b": {"files": str(DATA / "ttbar.root"), "label": 0},
+            }
+        },
         "data",
     )
     with pytest.raises(DataError, match="60 events occur more than once, for example channel 410470 event"):

@@ -21,6 +21,7 @@ LAYERS = [
     {"attribution", "attention", "experts", "evaluate"},
     {"report"},
     {"run"},
+    {"sweep"},
     {"cli"},
 ]
 DOORS = {

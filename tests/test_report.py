@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import re
-import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib import pyplot
+from scipy import stats
 
 from hepx import files, metrics, report
 from hepx.errors import ResultError
 from hepx.kinematics import OBSERVABLES
-from hepx.report import derive, style
+from hepx.report import derive, page, style
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import Table
 from hepx.results import (
@@ -31,9 +36,11 @@ from hepx.results import (
     ResponseCurve,
 )
 
-SLOTS, TYPES = ("b1", "b2", "j3", "lepton", "met"), ("bjet", "bjet", "jet", "lepton", "met")
-SAMPLES, LABELS = ("signal", "ttbar", "singletop"), (1, 0, 0)
+SLOTS, SAMPLES, LABELS = ("b1", "b2", "j3", "lepton", "met"), ("signal", "ttbar", "singletop"), (1, 0, 0)
+TYPE_OF = {"b": "bjet", "j": "jet", "l": "lepton", "m": "met"}
+TYPES = ("jet", "bjet", "lepton", "met")
 FEATURES = {"pt": "GeV", "eta": "", "phi": "rad", "mass": "GeV", "btag": "", "met_significance": ""}
+HAS = {"jet": 5, "bjet": 5, "lepton": 3, "met": 3}  # number of leading features, E_T^miss without η
 SHOWN = ("mbb", "mt", "mct", "met", "delta_r_bb")
 PROVENANCE = Provenance(
     "shapley", {"baseline": "background", "draws": 16}, "c0ffee", "badcafe", "f00d", 42, "0.1.0", "abc", "cpu", "2025"
@@ -43,61 +50,66 @@ PROVENANCE = Provenance(
 # A synthetic run ----------------------------------------------------------------------------------------------------
 
 
-def make_events(number: int, rng: np.random.Generator) -> EventTable:
-    """Events with plausible momenta: a peak in m_bb for signal, an edge in m_T for background, 10 % negative weights."""
-    sample = rng.choice(3, number, p=[0.4, 0.4, 0.2])
+def make_events(
+    number: int, rng: np.random.Generator, samples: Sequence[str] = SAMPLES, slots: Sequence[str] = SLOTS
+) -> EventTable:
+    """Events with plausible momenta: a peak in m_bb for signal (the first sample), 10 % negative weights."""
+    sample = np.sort(rng.choice(len(samples), number))
     signal = sample == 0
+    types = [TYPE_OF[slot[0]] for slot in slots]
     mbb = np.where(signal, rng.normal(118, 18, number), rng.gamma(3.0, 45, number) + 30)
     mt = np.where(signal, rng.gamma(4, 55, number), rng.gamma(3, 30, number))
     shown = [mbb, mt, rng.gamma(5, 35, number), rng.gamma(4, 30, number) + 100, rng.uniform(0.5, 4, number)]
-    mask = np.ones((number, 5), dtype=bool)
-    mask[:, 2] = rng.random(number) < 0.45
-    x = np.zeros((number, 5, 6))
-    x[..., 0] = rng.gamma(3, 35, (number, 5)) + 30
-    x[..., 1], x[..., 2] = rng.normal(0, 1.1, (number, 5)), rng.uniform(-np.pi, np.pi, (number, 5))
-    x[:, :3, 3], x[:, :3, 4] = rng.gamma(3, 4, (number, 3)), rng.integers(1, 6, (number, 3))
-    x[:, 4, 1], x[:, 4, 5] = 0, rng.gamma(5, 2, number)
+    mask = np.ones((number, len(slots)), dtype=bool)
+    mask[:, slots.index("j3")] = rng.random(number) < 0.45
+    x = rng.gamma(3, 4, (number, len(slots), 6))
+    x[..., 0] = 12 * x[..., 0] + 25
+    x[..., 1], x[..., 2] = rng.normal(0, 1.1, mask.shape), rng.uniform(-np.pi, np.pi, mask.shape)
+    for slot, kind in enumerate(types):
+        x[:, slot, HAS[kind] :] = 0
+        if kind == "met":
+            x[:, slot, 1], x[:, slot, 5] = 0, rng.gamma(5, 2, number)
     weight = np.where(signal, 0.02, 1.1) * np.where(rng.random(number) < 0.1, -1, 1) * rng.uniform(0.5, 1.5, number)
-    parent = np.where(signal[:, None], 25, np.array([6, -6, 24, 0, 0])) * np.array([1, 1, 1, 0, 0])
+    is_jet = np.array([kind in ("jet", "bjet") for kind in types])
     return EventTable(
         x=x * mask[..., None],
         mask=mask,
-        node_type=np.tile([1, 1, 0, 2, 3], (number, 1)),
-        object_index=np.where(mask, np.arange(5), -1),
-        truth_parent=parent * mask,
+        node_type=np.tile([TYPES.index(kind) for kind in types], (number, 1)),
+        object_index=np.where(mask, np.arange(len(slots)), -1),
+        truth_parent=np.where(signal, 25, 6)[:, None] * is_jet * mask * np.where(np.arange(len(slots)) % 2, -1, 1),
         y=signal.astype(np.int64),
         sample=sample,
         weight=weight,
         event_id=np.arange(number) + 10**12,
         observables=np.stack(shown, 1),
-        slots=SLOTS,
-        types=TYPES,
+        slots=tuple(slots),
+        types=tuple(types),
         features=tuple(FEATURES),
         feature_units=tuple(FEATURES.values()),
         observable_names=SHOWN,
         observable_units=("GeV", "GeV", "GeV", "GeV", ""),
-        sample_names=SAMPLES,
-        sample_labels=LABELS,
+        sample_names=tuple(samples),
+        sample_labels=(1,) + (0,) * (len(samples) - 1),
     )
 
 
 def make_shapley(events: EventTable, rng: np.random.Generator) -> Explanation:
     """Pair interactions that follow m_bb and m_T, main effects, and a score that is their sum."""
-    number = len(events)
-    interactions = rng.normal(0, 0.05, (number, 5, 5))
-    interactions[:, 0, 1] = 1.6 * np.exp(-(((events.observable("mbb") - 120) / 30) ** 2)) - 0.6
-    interactions[:, 3, 4] = np.tanh((events.observable("mt") - 120) / 60)
+    shape, slot = events.mask.shape, events.slots.index
+    interactions = rng.normal(0, 0.05, (*shape, shape[1]))
+    interactions[:, slot("b1"), slot("b2")] = 1.6 * np.exp(-(((events.observable("mbb") - 120) / 30) ** 2)) - 0.6
+    interactions[:, slot("lepton"), slot("met")] = np.tanh((events.observable("mt") - 120) / 60)
     interactions = np.triu(interactions, 1)
     interactions = (interactions + interactions.transpose(0, 2, 1)) * events.mask[:, None] * events.mask[:, :, None]
-    values = interactions.sum(2) / 2 + rng.normal([0.1, 0.05, -0.1, 0.0, 0.3], 0.2, (number, 5)) * events.mask
-    baseline = rng.normal(-1.2, 0.1, number)
+    values = interactions.sum(2) / 2 + rng.normal(0.1, 0.2, shape) * events.mask
+    baseline = rng.normal(-1.2, 0.1, len(events))
     return Explanation(
         events=events,
         values=values,
         error=np.full_like(values, 0.06) * events.mask,
         score=baseline + values.sum(1),
         baseline_score=baseline,
-        completeness_error=np.full(number, 1e-7),
+        completeness_error=np.full(len(events), 1e-7),
         interactions=interactions,
         interactions_error=np.full_like(interactions, 0.05),
         provenance=PROVENANCE,
@@ -114,51 +126,53 @@ def make_gradients(shapley: Explanation, rng: np.random.Generator) -> Explanatio
     return replace(shapley, **changes, interactions=None, interactions_error=None, provenance=provenance)
 
 
-def make_response(rng: np.random.Generator) -> ResponseCurve:
+def make_response(rng: np.random.Generator, samples: Sequence[str] = SAMPLES) -> ResponseCurve:
     """A peak at the Higgs mass, points of observed events with holes, a flat null."""
     points = np.linspace(40, 240, 41)
-    mean = np.stack([3 * np.exp(-(((points - 120) / 28) ** 2)) + start for start in (-0.5, -2.0, -1.6)])
+    mean = np.stack(
+        [3 * np.exp(-(((points - 120) / 28) ** 2)) + start for start in np.linspace(-0.5, -2, len(samples))]
+    )
     observed = mean + rng.normal(0.2, 0.15, mean.shape)
-    observed[2, :4] = np.nan
+    observed[-1, :4] = np.nan
     null = np.full_like(mean, 0.03) + 0.0004 * points
-    reached = np.clip(1.2 - np.abs(points - 120) / 150, 0, 1) * np.ones((3, 1))
+    reached = np.clip(1.2 - np.abs(points - 120) / 150, 0, 1) * np.ones((len(samples), 1))
     errors = np.full_like(mean, 0.08)
     return ResponseCurve(
-        "mbb", "GeV", "b2", points, mean, errors, reached, observed, 1.5 * errors, null, SAMPLES, PROVENANCE
+        "mbb", "GeV", "b2", points, mean, errors, reached, observed, 1.5 * errors, null, tuple(samples), PROVENANCE
     )
 
 
-def make_attention(rng: np.random.Generator, layers: int = 2, heads: int = 4) -> AttentionMap:
+def make_attention(rng: np.random.Generator, events: EventTable, layers: int = 2, heads: int = 4) -> AttentionMap:
     """Rows that add up to one; the trained heads look at the partner of the pair."""
-    shape = (3, layers, heads, 5, 5)
+    slots, samples = events.slots, events.sample_names
+    shape = (len(samples), layers, heads, len(slots), len(slots))
     trained, null = rng.gamma(1.0, 1.0, shape), rng.gamma(30, 1.0, shape)
-    trained[..., 0, 1] += 3
-    trained[..., 3, 4] += 3
+    trained[..., slots.index("b1"), slots.index("b2")] += 3
+    trained[..., slots.index("lepton"), slots.index("met")] += 3
     trained, null = (weights / weights.sum(-1, keepdims=True) for weights in (trained, null))
-    return AttentionMap(trained, trained * 0.02, null, np.array([900, 900, 400]), SLOTS, SAMPLES, PROVENANCE)
+    return AttentionMap(trained, trained * 0.02, null, np.full(len(samples), 200), slots, samples, PROVENANCE)
 
 
-def make_experts(rng: np.random.Generator, layers: int = 2, experts: int = 6) -> ExpertReport:
+def make_experts(
+    rng: np.random.Generator, samples: Sequence[str] = SAMPLES, layers: int = 2, experts: int = 6
+) -> ExpertReport:
     """Sharp trained routing, soft null, one expert that matters."""
-    trained, null = (
-        rng.dirichlet(np.ones(experts) * 0.4, (3, layers, 4)),
-        rng.dirichlet(np.ones(experts) * 4, (3, layers, 4)),
-    )
+    shape = (len(samples), layers, len(TYPES))
     knock_out = [Change(i, e, float(rng.normal(-0.002, 0.002)), 0.0012) for i in range(layers) for e in range(experts)]
-    knock_out[1] = Change(0, 1, -0.031, 0.002)
+    knock_out[0] = Change(0, 0, -0.031, 0.002)
     return ExpertReport(
-        routing=trained.tolist(),
-        routing_null=null.tolist(),
+        routing=rng.dirichlet(np.ones(experts) * 0.4, shape).tolist(),
+        routing_null=rng.dirichlet(np.ones(experts) * 4, shape).tolist(),
         load=np.full((layers, experts), 1 / experts).tolist(),
-        information_type=[1.2, 1.0][:layers],
-        information_type_null=[0.9, 0.5][:layers],
-        information_process=[0.004, 0.09][:layers],
-        information_process_null=[0.003, 0.002][:layers],
+        information_type=[1.2 / (i + 1) for i in range(layers)],
+        information_type_null=[0.5] * layers,
+        information_process=[0.004 + 0.08 * i for i in range(layers)],
+        information_process_null=[0.003] * layers,
         knock_out=knock_out,
         swap=[Change(i, -1, -0.05 * (i + 1), 0.004) for i in range(layers)],
         distinct_experts=[experts] * layers,
-        node_types=["jet", "bjet", "lepton", "met"],
-        sample_names=list(SAMPLES),
+        node_types=list(TYPES),
+        sample_names=list(samples),
         verdict="the experts of layer 1 and 2 differ in function (swapping them costs AUC)",
         provenance=replace(PROVENANCE, method="experts", settings={}),
     )
@@ -217,27 +231,27 @@ def make_metrics(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def make_dataset() -> dict[str, Any]:
+def make_dataset(samples: Sequence[str] = SAMPLES, slots: Sequence[str] = SLOTS) -> dict[str, Any]:
     """dataset.json."""
     steps = (("read", 8000, 52034.2), ("n_lepton == 1", 6120, 40120.9), ("met > 100", 3011, 9021.4))
     flow = [{"name": name, "events": n, "weighted": w, "error": w / n**0.5} for name, n, w in steps]
     return {
         "layout": {
-            "slots": SLOTS,
-            "types": TYPES,
+            "slots": slots,
+            "types": [TYPE_OF[slot[0]] for slot in slots],
             "observables": SHOWN,
             "observable_units": ["GeV"] * 4 + [""],
-            "samples": SAMPLES,
-            "labels": LABELS,
+            "samples": samples,
+            "labels": (1,) + (0,) * (len(samples) - 1),
         },
         "luminosity": 139.0,
         "split": [0.6, 0.2, 0.2],
         "sources": [
             {"path": f"data/{n}.root", "tree": "analysis", "num_events": 8000, "uuid": f"1f-{n}", "size": 2100000}
-            for n in SAMPLES
+            for n in samples
         ],
         "shards": [],
-        "cutflow": {name: flow for name in SAMPLES},
+        "cutflow": dict.fromkeys(samples, flow),
     }
 
 
@@ -249,7 +263,7 @@ def write_run(run: Path) -> Path:
     make_gradients(shapley, rng).save(run / "explain" / "integrated_gradients.npz")
     make_response(rng).save(run / "explain" / "response_mbb.npz")
     files.write_json(run / "explain" / "links.json", make_links(shapley))
-    make_attention(rng).save(run / "attention.npz")
+    make_attention(rng, shapley.events).save(run / "attention.npz")
     make_experts(rng).save(run / "experts.json")
     table = make_scores(rng)
     pq.write_table(table, run / "scores.parquet")
@@ -261,3 +275,299 @@ def write_run(run: Path) -> Path:
     lines = [f"{e},{0.6 / e**0.3},{1 + 0.4 / e},0.1,{0.62 / e**0.28},{0.95 - 0.2 / e},0.001" for e in range(1, 21)]
     files.write_text(run / "history.csv", "\n".join([header, *lines]) + "\n")
     return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run folder with its report; the report is made once, with every warning an error."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "synthetic")
+    report.make_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(run: Path) -> Saved:
+    return load_saved(run)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A run folder after `evaluate`, without scores: the least a report needs."""
+    files.write_json(tmp_path / "metrics.json", make_metrics(make_scores(np.random.default_rng(1), 200)))
+    files.write_json(tmp_path / "dataset" / "dataset.json", make_dataset())
+    return tmp_path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# The page ---------------------------------------------------------------------------------------------------------
+
+
+def test_report_is_one_file_that_loads_nothing(run: Path) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']([^"']*)""", text)
+    assert len(sources) > 20
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert not re.search(r"<script|<link|<iframe|@import|url\(", text)
+
+
+def test_links_of_the_contents_lead_somewhere(run: Path) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    targets = re.findall(r'href="#(\w+)"', text)
+    assert len(targets) == 11
+    assert all(f'id="{target}"' in text for target in targets)
+
+
+@pytest.mark.parametrize("name", report.FIGURES)
+def test_every_figure_is_written_as_png_and_pdf(run: Path, name: str) -> None:
+    found = sorted(path.name for path in (run / "figures").glob(f"{name}*"))
+    assert [name.suffix for name in map(Path, found)].count(".png") >= 1
+    assert {Path(f).stem for f in found if f.endswith(".png")} == {Path(f).stem for f in found if f.endswith(".pdf")}
+    assert all((run / "figures" / f).stat().st_size > 5000 for f in found)
+
+
+@pytest.mark.parametrize("name", report.TABLES)
+def test_every_table_is_written(run: Path, name: str) -> None:
+    assert read_csv(run / "tables" / f"{name}.csv")
+
+
+def test_no_half_written_file_is_left(run: Path) -> None:
+    assert not list(run.rglob(".*"))
+
+
+def test_drawing_leaves_no_trace(run: Path) -> None:
+    assert matplotlib.rcParams["font.family"] == matplotlib.rcParamsDefault["font.family"]
+    assert pyplot.get_fignums() == []
+
+
+def test_report_needs_no_model() -> None:
+    """Layering: neither torch nor the graphs are imported to draw saved numbers."""
+    code = "import hepx.report, sys; sys.exit(any(m in sys.modules for m in ('torch', 'hepx.graph', 'hepx.store')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_numbers_of_metrics_stand_on_the_page(run: Path, saved: Saved) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    auc = saved.metrics["auc"]
+    assert f"{auc['value']:.4f} ± {auc['error']:.4f}" in text
+    assert "no background passes" in text  # a rejection that is null
+    assert "Verdict: the experts of layer 1 and 2 differ in function" in text
+
+
+# What is missing --------------------------------------------------------------------------------------------------
+
+
+def test_sections_without_results_say_so(bare: Path) -> None:
+    text = report.make_report(bare).read_text(encoding="utf-8")
+    assert "This model has no attention" in text
+    assert "This model has no experts" in text
+    assert "There are no attributions (explain/*.npz)" in text
+    assert "There is no response curve" in text
+    assert "There is no training history" in text
+    assert "<img" not in text
+    assert not (bare / "figures").exists()
+
+
+def test_complete_report_misses_nothing(run: Path) -> None:
+    assert 'class="absent"' not in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "stage"), [("metrics.json", "evaluate"), ("dataset/dataset.json", "convert")])
+def test_missing_required_result_names_the_stage(bare: Path, name: str, stage: str) -> None:
+    (bare / name).unlink()
+    with pytest.raises(ResultError, match=rf"{re.escape(name)}' is missing.*`hepx {stage} "):
+        report.make_report(bare)
+
+
+def test_missing_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match=r"there is no run folder .*nothing"):
+        report.make_report(tmp_path / "nothing")
+
+
+def test_broken_json_is_named(bare: Path) -> None:
+    (bare / "metrics.json").write_text("{")
+    with pytest.raises(ResultError, match=r"metrics\.json' is not a JSON object"):
+        report.make_report(bare)
+
+
+def test_results_of_two_trainings_are_reported(saved: Saved) -> None:
+    assert saved.experts is not None
+    other = replace(saved.experts, provenance=replace(PROVENANCE, checkpoint="0ther"))
+    (problem,) = page._problems(replace(saved, experts=other))
+    assert "2 different checkpoints (0ther, badcafe)" in problem
+    assert page._problems(saved) == []
+
+
+# The numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_waterfall_adds_up_to_the_mean_score(run: Path) -> None:
+    """Recomputed from the saved explanation; 1e-6 is the precision asked of the CSV."""
+    explanation = Explanation.load(run / "explain" / "shapley.npz")
+    rows = read_csv(run / "tables" / "waterfall.csv")
+    for number, sample in enumerate(SAMPLES):
+        mean = {row["step"]: float(row["mean"]) for row in rows if row["sample"] == sample}
+        chosen = explanation.events.sample == number
+        weight = explanation.events.weight[chosen]
+        assert mean["score"] == pytest.approx((weight @ explanation.score[chosen]) / weight.sum(), abs=1e-6)
+        for slot, name in enumerate(SLOTS):
+            expected = weight @ explanation.values[chosen, slot] / weight.sum()
+            assert mean[name] == pytest.approx(expected, abs=1e-6)
+        assert sum(mean[step] for step in ("baseline", *SLOTS)) == pytest.approx(mean["score"], abs=1e-6)
+        assert mean["residual"] == pytest.approx(0, abs=1e-6)
+
+
+def test_waterfall_shows_what_completeness_misses(saved: Saved) -> None:
+    """Negative control: attributions that do not add up leave a residual."""
+    explanation = saved.explanations["shapley"]
+    table = derive.waterfall(replace(explanation, score=explanation.score + 0.5)).where(step="residual")
+    assert table.column("mean") == pytest.approx([0.5] * len(SAMPLES))
+
+
+def test_means_keep_the_sign_of_weights(saved: Saved) -> None:
+    """Two events of weight 2 and −1 with values 1 and 3: the mean is (2 − 3) / 1 = −1, and |w| would give 5/3."""
+    explanation = saved.explanations["shapley"]
+    first = np.flatnonzero(explanation.events.sample == 1)[:2]
+    events = replace(explanation.events, weight=explanation.events.weight.copy())
+    events.weight[events.sample == 1] = 0
+    events.weight[first] = [2.0, -1.0]
+    values = explanation.values.copy()
+    values[first, 0] = [1.0, 3.0]
+    changed = replace(explanation, events=events, values=values)
+    row = derive.object_means(changed).where(sample="ttbar", object="b1").dicts()[0]
+    assert (row["mean"], row["mean_abs"]) == pytest.approx((-1.0, -1.0))
+
+
+def test_pair_means_use_events_with_both_objects(saved: Saved) -> None:
+    explanation = saved.explanations["shapley"]
+    assert explanation.interactions is not None
+    events = explanation.events
+    row = derive.pair_means(explanation).where(sample="signal", object_1="b1", object_2="j3").dicts()[0]
+    chosen = (events.sample == 0) & events.mask[:, 0] & events.mask[:, 2]
+    expected = np.average(explanation.interactions[chosen, 0, 2], weights=events.weight[chosen])
+    assert row["mean"] == pytest.approx(expected)
+    assert row["events"] == chosen.sum() < (events.sample == 0).sum()
+
+
+def test_rejection_curve_is_the_rejection_of_metrics(saved: Saved) -> None:
+    """One sort for all efficiencies gives what the plain function gives, with ties and negative weights."""
+    assert saved.scores is not None
+    y, weight, score = saved.scores["label"], saved.scores["weight"], saved.scores["score"].round(1)
+    efficiencies = np.array([0.1, 0.5, 0.77, 0.9, 1.0])
+    values, errors = derive.rejection_curve(y, score, weight, efficiencies)
+    expected = [metrics.rejection(y, score, weight, efficiency) for efficiency in efficiencies]
+    assert np.transpose([values, errors]) == pytest.approx(np.array(expected))
+
+
+def test_score_distributions_have_unit_area(saved: Saved) -> None:
+    table = derive.score_distributions(saved)
+    for sample in SAMPLES:
+        part = table.where(sample=sample)
+        width = part.array("high") - part.array("low")
+        assert (part.array("density") * width).sum() == pytest.approx(1)
+
+
+def test_rank_correlation_is_that_of_spearman_for_equal_weights() -> None:
+    """Oracle: scipy. Negative control: after a shuffle it is compatible with zero (4 standard errors)."""
+    rng = np.random.default_rng(3)
+    a = rng.integers(0, 50, 400).astype(float)
+    b = a**2 + rng.normal(0, 400, 400)
+    value, error = derive.rank_correlation(a, b, np.ones(400))
+    assert value == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert 0 < error < 0.1
+    shuffled, error = derive.rank_correlation(a, rng.permutation(b), np.ones(400))
+    assert abs(shuffled) < 4 * error
+
+
+def test_pair_profile_finds_the_planted_peak(saved: Saved) -> None:
+    table = derive.pair_profiles(saved.explanations["shapley"]).where(observable="mbb", sample="ttbar")
+    top = max(table.dicts(), key=lambda row: row["mean"])
+    assert top["low"] <= 120 <= top["high"]
+
+
+def test_displayed_events_are_what_the_text_says(saved: Saved) -> None:
+    explanation = saved.explanations["shapley"]
+    events, score = explanation.events, explanation.score
+    signal, mistaken, typical = derive.choices(explanation, saved.labels)
+    assert score[signal.index] == score[events.y == 1].max()
+    assert score[mistaken.index] == score[events.y == 0].max()
+    background = events.y == 0
+    below = events.weight[background & (score < score[typical.index])].sum()
+    total = events.weight[background].sum()
+    assert below < total / 2 <= below + events.weight[typical.index]
+    assert events.y[typical.index] == 0
+
+
+def test_difference_within_two_errors_is_no_difference(saved: Saved) -> None:
+    def words(difference: float) -> str:
+        changed = {**saved.metrics["references"][0], "difference": difference, "difference_error": 0.002}
+        return str(page.summary(replace(saved, metrics={**saved.metrics, "references": [changed]}))[0][1])
+
+    assert "not distinguishable from trees" in words(0.0039)
+    assert "better by 0.0041 ± 0.0020 than trees" in words(0.0041)
+    assert "worse by 0.0041 ± 0.0020 than trees" in words(-0.0041)
+
+
+def test_links_below_their_null_are_not_findings(saved: Saved) -> None:
+    weak = tuple(replace(link, strength=0.5 * link.null) for link in saved.links)
+    assert "no observable more than a shuffled one" in page.summary(replace(saved, links=weak))[1][1]
+
+
+def test_summary_lines_are_plain_text(run: Path) -> None:
+    lines = report.summary_lines(run)
+    assert [line.split(":")[0] for line in lines] == [
+        "Separation",
+        "Attributions follow",
+        "Completeness",
+        "Experts",
+        "Files",
+    ]
+    assert "m_bb most (b_1, b_2)" in lines[1]
+    assert not re.search(r"[<>&$\\]", "".join(lines))
+
+
+# Any run ----------------------------------------------------------------------------------------------------------
+
+
+def test_any_number_of_samples_slots_layers_heads_and_experts(saved: Saved, tmp_path: Path) -> None:
+    """Four samples, the seven nodes of arXiv:2501.03432, one layer, eight heads, eight experts."""
+    rng = np.random.default_rng(5)
+    samples, slots = ("wh_200", "ttbar", "singletop", "wjets"), ("j1", "j2", "j3", "b1", "b2", "lepton", "met")
+    shapley = make_shapley(make_events(300, rng, samples, slots), rng)
+    other = replace(
+        saved,
+        run=tmp_path,
+        dataset=make_dataset(samples, slots),
+        explanations={"shapley": shapley, "integrated_gradients": make_gradients(shapley, rng)},
+        responses={"mbb": make_response(rng, samples), "mt": replace(make_response(rng, samples), observable="mt")},
+        attention=make_attention(rng, shapley.events, layers=1, heads=8),
+        experts=make_experts(rng, samples, layers=1, experts=8),
+    )
+    report.figures.write_tables(other)
+    with style.style():
+        drawn = {name: figure.draw(other) for name, figure in report.FIGURES.items()}
+    assert list(drawn["response"]) == ["mbb", "mt"]
+    assert list(drawn["attention"]) == list(drawn["routing"]) == ["layer1"]
+    assert len(set(style.colors(other).values())) == 4
+    assert len({row["object_1"] for row in read_csv(tmp_path / "tables" / "pairs.csv")}) == 6
+
+
+def test_attention_without_pair_interactions(saved: Saved) -> None:
+    with style.style():
+        drawn = report.FIGURES["attention"].draw(replace(saved, explanations={}))
+    assert list(drawn) == ["layer1", "layer2"]
+
+
+@pytest.mark.parametrize("name", OBSERVABLES)
+def test_every_observable_has_a_label_for_figure_and_page(name: str) -> None:
+    assert not re.search(r"[$\\{}_^]", style.to_html(style.observable_label(name)))
+
+
+def test_table_of_numbers_survives_csv(tmp_path: Path) -> None:
+    table = Table(("name", "value"), (("a", 1 / 3), ("b", None), ("c", float("nan")), ("d", np.float64(-1e-9))))
+    files.write_text(tmp_path / "table.csv", table.to_csv())
+    rows = read_csv(tmp_path / "table.csv")
+    assert [row["value"] for row in rows] == [repr(1 / 3), "", "", "-1e-09"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ import uproot
 import vector
 from pydantic import ValidationError
 
-from hepx.errors import ConfigError
+from hepx.errors import ConfigError, HepxError
 from hepx.progress import progress
 from hepx.simulate import PROCESSES, SimulateSettings, detector, production, simulate, truth
 from hepx.simulate.detector import UNWEIGHTING
@@ -298,6 +299,12 @@ def test_the_result_depends_on_the_seed_and_not_on_the_workers(generators: None)
     other = production.produce(ONE_POINT, 10, replace(recipe, seed=6), num_workers=1)
     assert not np.any(np.isin(ak.to_numpy(other.met), ak.to_numpy(one.met)))
     assert sorted(one.eventNumber) == list(range(1, 41))
+
+
+def test_a_killed_worker_is_explained() -> None:
+    sentence = "a worker process was killed, .* nothing was written. Run again with fewer --workers"
+    with pytest.raises(HepxError, match=sentence), production.start_workers(2) as workers:
+        workers.pool.submit(os._exit, 9).result()
 
 
 def test_chunks_are_different_and_taken_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

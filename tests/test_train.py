@@ -29,7 +29,9 @@ def planted() -> GraphBatch:
     return plant(toy_graphs(1500, 4), MECHANISMS["mt"], 5)
 
 
-def train(planted: GraphBatch, folder: Path, seed: int = 1, settings: TrainSettings = FAST) -> tuple[Model, list[object]]:
+def train(
+    planted: GraphBatch, folder: Path, seed: int = 1, settings: TrainSettings = FAST
+) -> tuple[Model, list[object]]:
     model = build_model(SMALL, planted.layout, seed)
     history = fit(model, planted[:1000], planted[1000:], settings, seed, folder)
     return model, list(history)
@@ -186,13 +188,17 @@ def test_verdict_is_forced_by_the_numbers(distinct: list[int], swap: float, exce
     assert words in experts._verdict(distinct, information, [], [Change(0, -1, swap, 0.001)])
 
 
-def test_attention_map_is_the_weighted_mean(fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path) -> None:
+def test_attention_map_is_the_weighted_mean(
+    fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path
+) -> None:
     weight = torch.where(torch.arange(len(planted)) % 3 == 0, -0.5, 1.0).double()
     graphs = replace(planted, weight=weight)
     found = attention.attention_map(fitted, fitted, graphs, provenance)
     assert found is not None
     values = attention.attention_weights(fitted, graphs).double()
-    np.testing.assert_allclose(found.mean[0, 1, 0, 0, 1], float((weight * values[:, 1, 0, 0, 1]).sum() / weight.sum()), rtol=1e-9)
+    np.testing.assert_allclose(
+        found.mean[0, 1, 0, 0, 1], float((weight * values[:, 1, 0, 0, 1]).sum() / weight.sum()), rtol=1e-9
+    )
     both = graphs.mask[:, 2]
     expected = float((weight * values[:, 0, 1, 2, 4])[both].sum() / weight[both].sum())
     np.testing.assert_allclose(found.mean[0, 0, 1, 2, 4], expected, rtol=1e-9)
@@ -207,7 +213,9 @@ def test_models_without_attention_or_experts_have_no_such_result(planted: GraphB
     assert expert_report(model, model, planted, 1, 1, provenance) is None
 
 
-def test_expert_report_survives_a_file(fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path) -> None:
+def test_expert_report_survives_a_file(
+    fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path
+) -> None:
     report = expert_report(fitted, fitted, planted[:300], 1, 1, provenance)
     assert report is not None
     report.save(tmp_path / "experts.json")

@@ -228,13 +228,13 @@ def _profile(explanation: Explanation, name: str, pair: tuple[int, int]) -> Iter
 def nice_edges(values: Array) -> Array:
     """Equal bins with round edges over the central 96 % of the values.
 
-    >>> nice_edges(np.linspace(0, 800, 8001))[:3]
-    array([ 0., 50., 100.])
+    >>> nice_edges(np.linspace(0, 800, 8001))[:3].tolist()
+    [0.0, 50.0, 100.0]
     """
     low, high = np.quantile(values, [0.02, 0.98])
-    raw = max((high - low) / NUM_BINS, 1e-9)
-    power = 10.0 ** np.floor(np.log10(raw))
-    step = power * min((s for s in (1.0, 2.0, 2.5, 5.0, 10.0) if s * power >= 0.95 * raw), default=10.0)
+    wanted = max((high - low) / NUM_BINS, 1e-9)
+    power = 10.0 ** np.floor(np.log10(wanted))
+    step = power * min((1.0, 2.0, 2.5, 5.0, 10.0), key=lambda s: abs(np.log(s * power / wanted)))
     return np.arange(np.floor(low / step), np.ceil(high / step) + 1) * step
 
 
@@ -288,7 +288,7 @@ def attention_pairs(saved: Saved) -> Table:
     strongest = _strongest_pairs(saved)
     rows = []
     for sample, name in enumerate(attention.sample_names):
-        for layer in range(attention.mean.shape[1]):
+        for layer in range(attention.mean.shape[1] if attention.num_events[sample] else 0):
             value, trained = _top_pair(attention.mean[sample, layer])
             null, untrained = _top_pair(attention.null[sample, layer])
             pairs = ["–".join(attention.slots[i] for i in pair) for pair in (trained, untrained)]
@@ -334,12 +334,22 @@ def interventions(saved: Saved) -> Table:
 
 @dataclass(frozen=True)
 class Choice:
-    """An event on display and why it was chosen."""
+    """An event on display, its sample, and why it was chosen."""
 
     key: str
     title: str
     reason: str
     index: int
+    sample: str
+
+
+_SIGNAL = ("signal", "Highest-score signal", "the explained signal event of highest score")
+_MISTAKEN = (
+    "mistaken",
+    "Highest-score background",
+    "the explained background event of highest score; what made it look like signal?",
+)
+_TYPICAL = ("typical", "Median background", "the explained background event at the weighted median score")
 
 
 def choices(explanation: Explanation, labels: dict[str, int]) -> tuple[Choice, ...]:
@@ -348,15 +358,11 @@ def choices(explanation: Explanation, labels: dict[str, int]) -> tuple[Choice, .
     signal = np.isin(table.sample, [i for i, name in enumerate(table.sample_names) if labels[name] == 1])
     found = []
     if signal.any():
-        top = _top(explanation.score, signal)
-        found.append(Choice("signal", "Signal, highest score", "the explained signal event of highest score", top))
+        found.append((_SIGNAL, _top(explanation.score, signal)))
     if (~signal).any():
-        top, middle = _top(explanation.score, ~signal), _median(explanation.score, table.weight, ~signal)
-        reason = "the explained background event of highest score; what made it look like signal?"
-        found.append(Choice("mistaken", "Background, highest score", reason, top))
-        reason = "the explained background event at the weighted median score"
-        found.append(Choice("typical", "Background, median score", reason, middle))
-    return tuple(found)
+        found.append((_MISTAKEN, _top(explanation.score, ~signal)))
+        found.append((_TYPICAL, _median(explanation.score, table.weight, ~signal)))
+    return tuple(Choice(*words, index, table.sample_names[table.sample[index]]) for words, index in found)
 
 
 def _top(score: Array, chosen: Array) -> int:

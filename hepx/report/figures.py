@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 from matplotlib.figure import Figure as Canvas
 
 from hepx import files
+from hepx.progress import track
 from hepx.report import (
     derive,
     figures_events,
@@ -72,41 +74,42 @@ FIGURES: dict[str, Figure] = {
     "roc": Figure(
         "Background rejection",
         "Background rejection 1/ε<sub>b</sub> against signal efficiency ε<sub>s</sub> of the weighted test events, for "
-        "the model and for gradient-boosted trees trained on the same events. Bands: statistical error from the weights "
-        "of the background that passes; neighbouring points share events. A curve ends where no background is left. "
-        "Below: ratio to the model; the classifiers see the same events, so the bands overstate the error of the ratio.",
+        "the model and for gradient-boosted trees trained on the same events. Bands: statistical error of "
+        "ε<sub>b</sub> from the weights of the background that passes; neighbouring points share events. A curve ends "
+        "where this error exceeds 70 %, that is, where about two background events are left. Below: ratio to the "
+        "model; all classifiers see the same events, so the bands overstate the error of the ratio.",
         ("scores",),
         figures_performance.roc,
     ),
     "scores": Figure(
         "Score distribution",
-        "Score of the weighted test events, each process scaled to unit area. Bars: statistical error √Σw². The outermost "
-        "bins hold what lies beyond them.",
+        "Score of the weighted test events, each process scaled to unit area. Bars: statistical error √Σw². The "
+        "outermost bins hold what lies beyond them.",
         ("scores",),
         figures_performance.scores,
     ),
     "waterfall": Figure(
         "From the baseline to the score, object by object",
-        "Read from top to bottom: the mean score when every object is replaced by objects of baseline events, then what "
-        "each object adds (red) or takes away (blue), then the mean score of the process. Weighted means over all "
-        "explained events of the process (an absent object counts 0), so that the bars add up; error bars: standard error "
-        "over the events.",
+        "Read from top to bottom: the mean score when every object is replaced by objects of baseline events, then "
+        "what each object adds (red) or takes away (blue), then the mean score of the process. Weighted means over all "
+        "explained events of the process (an absent object counts 0), so that the bars add up; error bars: standard "
+        "error over the events.",
         ("objects",),
         figures_objects.waterfall,
     ),
     "features": Figure(
         "Features of the objects",
-        "Weighted mean |attribution| of every feature of every object, from the gradient method; empty where the object "
-        "has no such feature. For integrated gradients φ is counted from the lepton, whose own φ therefore gets none: only "
-        "differences of azimuth reach the network.",
+        "Weighted mean |attribution| of every feature of every object, from the gradient method; empty where the "
+        "object has no such feature. For integrated gradients φ is counted from the lepton, whose own φ therefore gets "
+        "none: only differences of azimuth reach the network.",
         ("features",),
         figures_objects.features,
     ),
     "pairs": Figure(
         "Pairs of objects",
         "Interaction I<sub>ij</sub>: what two objects add together beyond what they add one by one, measured by "
-        "replacing them. Above: mean size; below: mean with sign (red: the pair speaks for signal). Weighted means over "
-        "the events that have both objects.",
+        "replacing them. Above: mean size; below: mean with sign (red: the pair speaks for signal). Weighted means "
+        "over the events that have both objects.",
         ("pairs",),
         figures_objects.pairs,
     ),
@@ -121,27 +124,39 @@ FIGURES: dict[str, Figure] = {
     "links": Figure(
         "Which observables do the attributions follow?",
         "For each observable: the summed attribution of the objects it is made of, averaged in bins of the observable; "
-        "the bar is the spread of these averages, with its bootstrap error. Orange: what a meaningless observable stays "
-        "below 95 times out of 100. Grey bars do not exceed it. A link is a correlation: observables share objects.",
+        "the bar is the spread of these averages, with its bootstrap error. Orange: what the shuffled observable stays "
+        "below 95 times out of 100. Grey bars do not exceed it. A link is a correlation: observables share objects, "
+        "and their distributions differ between the processes.",
         ("links",),
         figures_objects.links,
     ),
     "response": Figure(
         "Response of the score",
-        "Mean score when the observable is set to a value by changing one object and nothing else (line; band: standard "
-        "error over the events), beside the events as they are (points) and the same experiment on an untrained model "
-        "(dashed). Below: share of the events that can be moved there. Where line and points differ, the observable "
-        "carries other differences between the events along.",
+        "Mean score when the observable is set to a value by moving one object (line; band: standard error over the "
+        "events), beside the events as they are (points; the errors of points of very few events are not reliable) "
+        "and the same experiment on an untrained model (dashed). Below: share of the events that can be moved there; "
+        "the mean is over these. Where line and points differ, events at different values of the observable differ in "
+        "other ways too.",
         ("responses",),
         figures_objects.responses,
     ),
     "attention": Figure(
         "Attention",
-        "Mean attention weight per head: the object in a row looks at the object in a column, for the trained model and "
-        "for an untrained one of the same settings. Last column: size of the pair interaction, from an intervention "
-        "(other colour scale). Weighted means over the events that have both objects.",
+        "Mean attention weight per head: the object in a row looks at the object in a column, for the trained model "
+        "and for an untrained one of the same settings. Right: size of the pair interaction, from an intervention (own "
+        "colour scale). Weighted means over the events that have both objects.",
         ("attention",),
         figures_network.attention,
+    ),
+    "experts": Figure(
+        "What the experts know and what they do",
+        "Left: what the choice of expert tells about the type of the object and, at fixed type, about the process, "
+        "beside an untrained router. Right: change of the AUC when one expert is taken away and the rest chosen anew "
+        "(circles), and when the experts of a layer trade places against their gates (squares); error bars: paired "
+        "bootstrap. Only a point clearly left of zero, by two errors or more, says that the classifier needs the "
+        "expert.",
+        ("experts",),
+        figures_network.experts,
     ),
     "routing": Figure(
         "Routing",
@@ -150,20 +165,12 @@ FIGURES: dict[str, Figure] = {
         ("experts",),
         figures_network.routing,
     ),
-    "experts": Figure(
-        "What the experts know and what they do",
-        "Left: what the choice of expert tells about the type of the object and, at fixed type, about the process, "
-        "beside an untrained router. Right: change of the AUC when one expert is taken away and the rest chosen anew "
-        "(circles), and when the experts of a layer trade places against their gates (squares); error bars: paired "
-        "bootstrap. An expert that matters lies left of zero by more than its error.",
-        ("experts",),
-        figures_network.experts,
-    ),
     "event": Figure(
         "Event display",
-        "Left: transverse momenta seen along the beam (E<sub>T</sub><sup>miss</sup> dashed; true parent of a jet in "
-        "brackets where known). Right: attribution of each object in logits with its error over the baseline draws. One "
-        "colour scale for all displays: red speaks for signal, blue for background.",
+        "Left: transverse momenta seen along the beam, length of the arrows ∝ p<sub>T</sub> "
+        "(E<sub>T</sub><sup>miss</sup> dashed; true parent of a jet in brackets where known). Right: attribution of "
+        "each object in logits with its error over the baseline draws. One colour scale for all displays: red speaks "
+        "for signal, blue for background.",
         ("objects",),
         figures_events.displays,
     ),
@@ -197,7 +204,7 @@ def draw_figures(saved: Saved) -> dict[str, list[Picture]]:
     """Draw what can be drawn into `figures/` (png and pdf); returns name -> pictures for the page."""
     pictures: dict[str, list[Picture]] = {name: [] for name in FIGURES}
     with style.style():
-        for name, figure in FIGURES.items():
+        for name, figure in track(FIGURES.items(), "figures", len(FIGURES)):
             if figure.available(saved):
                 pictures[name] = [_write(saved, name, s, figure, c) for s, c in figure.draw(saved).items()]
     return pictures
@@ -210,7 +217,9 @@ def _write(saved: Saved, name: str, suffix: str, figure: Figure, canvas: Canvas)
         with files.atomic(saved.run / "figures" / f"{full}.{kind}") as temporary:
             temporary.write_bytes(content)
     width = round(100 * canvas.get_figwidth())
-    return Picture(full, figure.title, figure.caption, width, base64.b64encode(rendered["png"]).decode())
+    part = re.sub(r"(\D)(\d)", r"\1 \2", suffix)
+    title = f"{figure.title} ({part})" if part else figure.title
+    return Picture(full, title, figure.caption, width, base64.b64encode(rendered["png"]).decode())
 
 
 def write_tables(saved: Saved) -> dict[str, Table]:

@@ -20,7 +20,7 @@ from hepx.results import Array, Explanation
 
 SHOWN = ("mbb", "mt", "mct", "met")
 COLORMAP = "coolwarm"  # its middle is grey: an arrow of no importance can still be seen
-_NEAREST = np.deg2rad(26)  # between two labels on the circle around the display
+_NEAREST = np.deg2rad(30)  # between two labels on the circle around the display
 
 
 def displays(saved: Saved) -> dict[str, Canvas]:
@@ -41,8 +41,7 @@ def _display(saved: Saved, explanation: Explanation, choice: derive.Choice, norm
     colors = [colormaps[COLORMAP](norm(value)) for value in explanation.values[i]]
     _plane(plane, slots, features["pt"], features["phi"], colors, explanation, i)
     _bars(bars, slots, colors, explanation, i)
-    sample = style.sample_label(table.sample_names[table.sample[i]])
-    bars.set_title(f"{choice.title} ({sample})", fontsize=11.5, loc="left")
+    bars.set_title(f"{choice.title}: {style.sample_label(choice.sample)}", fontsize=11.5, loc="left")
     style.stamp(figure, saved)
     return figure
 
@@ -59,7 +58,7 @@ def _plane(
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         place = (share * radius * np.cos(free), share * radius * np.sin(free))
         axes.text(*place, label, color="0.45", fontsize=8.5, va="center", ha="center", bbox=box)
-    angles = spread(phi[slots], _NEAREST)
+    angles = spread(phi[slots], min(_NEAREST, 6 / len(slots)))
     for slot, angle in zip(slots, angles, strict=True):
         tip = (float(pt[slot] * np.cos(phi[slot])), float(pt[slot] * np.sin(phi[slot])))
         dashed = e.events.types[slot] == "met"
@@ -99,7 +98,7 @@ def _box(low: float, high: float, half: float) -> Array:
 def _name(axes: Axes, place: tuple[float, float], angle: float, e: Explanation, i: int, slot: int) -> None:
     parent = style.parent_label(int(e.events.truth_parent[i, slot]))
     name = style.object_label(e.events.slots[slot]) + (f" ({parent})" if parent else "")
-    side = "left" if np.cos(angle) > 0.25 else "right" if np.cos(angle) < -0.25 else "center"
+    side = "left" if np.cos(angle) > 0.12 else "right" if np.cos(angle) < -0.12 else "center"
     height = "bottom" if np.sin(angle) > 0.5 else "top" if np.sin(angle) < -0.5 else "center"
     value = plus_minus(float(e.values[i, slot]), float(e.error[i, slot]), signed=True)
     axes.text(*place, f"{name}\n{value}", ha=side, va=height, fontsize=10.5)

@@ -28,44 +28,52 @@ def _attention_layer(saved: Saved, maps: AttentionMap, layer: int) -> Canvas:
     names = [name for i, name in enumerate(maps.sample_names) if maps.num_events[i] > 0]
     num_heads, num_slots = maps.mean.shape[2], len(maps.slots)
     columns, beside = num_heads * (num_slots + 1) - 1, saved.pairs is not None
-    cell = min(0.34, 7.2 / (columns + num_slots * beside))
-    figure = style.canvas(style.WIDTH, 1.5 + len(names) * (2 * cell * num_slots + 0.45))
-    grid = figure.add_gridspec(len(names), 1 + beside, width_ratios=[columns, 1.25 * num_slots][: 1 + beside])
+    right = max(1.25 * num_slots, 0.22 * columns)
+    cell = 7.6 / (columns + right * beside)
+    tall = 2 * min(0.34, max(cell, 0.16)) * num_slots + 0.5
+    figure = style.canvas(style.WIDTH, 1.3 + len(names) * tall)
+    grid = figure.add_gridspec(
+        len(names) + 1,
+        1 + beside,
+        width_ratios=[columns, right][: 1 + beside],
+        height_ratios=[tall] * len(names) + [0.14],
+    )
     norm = style.positive(np.stack([maps.mean[:, layer], maps.null[:, layer]]))
-    pairs = []
+    rows: list[list[Axes]] = []
     for i, name in enumerate(names):
-        pairs.append(grid[i, 0].subgridspec(2, 1).subplots())
+        halves = grid[i, 0].subgridspec(2, 1)
+        rows.append([figure.add_subplot(halves[half, 0]) for half in range(2)])
         sample = maps.sample_names.index(name)
-        for axes, values, note in zip(pairs[i], (maps.mean, maps.null), ("trained", "untrained"), strict=True):
-            image = _heads(axes, values[sample, layer], maps.slots, norm, last=note == "untrained")
+        for axes, values, note in zip(rows[i], (maps.mean, maps.null), ("trained", "untrained"), strict=True):
+            image = _heads(axes, values[sample, layer], maps.slots, norm, cell, last=note == "untrained")
             axes.set_ylabel(f"{style.sample_label(name)}\n{note}", loc="center", fontsize=11)
             axes.yaxis.label.set_color(style.colors(saved)[name])
     for head in range(num_heads):
         place = (head * (num_slots + 1) + (num_slots - 1) / 2, -0.75)
-        pairs[0][0].text(*place, f"head {head + 1}", ha="center", va="bottom", fontsize=11)
+        rows[0][0].text(*place, f"head {head + 1}", ha="center", va="bottom", fontsize=11)
     if beside:
-        _interactions_beside(saved, [figure.add_subplot(grid[i, 1]) for i in range(len(names))], names)
-    bottom = [axes for pair in pairs for axes in pair]
-    figure.colorbar(image, ax=bottom, location="bottom", shrink=0.5, aspect=40, pad=0.01, label="Mean attention weight")
+        _interactions_beside(saved, [figure.add_subplot(grid[i, 1]) for i in range(len(names))], names, cell * right)
+    bar = figure.colorbar(image, cax=figure.add_subplot(grid[-1, 0]), orientation="horizontal")
+    bar.set_label("Mean attention weight", loc="center")
     style.stamp(figure, saved, f"Layer {layer + 1}: an observation, not an explanation")
     return figure
 
 
-def _heads(axes: Axes, weights: Array, slots: tuple[str, ...], norm: Normalize, last: bool) -> AxesImage:
+def _heads(axes: Axes, weights: Array, slots: tuple[str, ...], norm: Normalize, cell: float, last: bool) -> AxesImage:
     """The maps of all heads [H, N, N] side by side, one empty column between them."""
     num_heads, num_slots = weights.shape[:2]
     gap = np.full((num_slots, 1), np.nan)
     side_by_side = np.concatenate([part for head in weights for part in (head, gap)][:-1], axis=1)
     labels = [style.object_label(slot) for slot in slots]
-    decimals = 2 if num_heads * num_slots <= 24 else None  # more would not be legible
     columns = (([*labels, ""] * num_heads)[:-1]) if last else []
-    image = style.matrix(axes, side_by_side, labels, columns, norm, style.ATTENTION, decimals, 7.5)
-    axes.tick_params(labelsize=9 if decimals else 7)
+    image = style.matrix(axes, side_by_side, labels, columns, norm, style.ATTENTION, cell)
+    axes.tick_params(labelsize=9 if cell > 0.2 else 7)
+    axes.tick_params(axis="x", rotation=0 if cell > 0.2 else 90)
     axes.spines[:].set_visible(False)
     return image
 
 
-def _interactions_beside(saved: Saved, panels: list[Axes], names: list[str]) -> None:
+def _interactions_beside(saved: Saved, panels: list[Axes], names: list[str], width: float) -> None:
     """The interventional answer to the question the attention seems to answer, beside the maps of each process."""
     assert saved.pairs is not None
     table, slots = derive.pair_means(saved.pairs), saved.pairs.events.slots
@@ -74,7 +82,7 @@ def _interactions_beside(saved: Saved, panels: list[Axes], names: list[str]) -> 
     for axes, name in zip(panels, names, strict=True):
         values = derive.square(table.where(sample=name), slots, "mean_abs")
         full = np.where(np.isnan(values), values.T, values)
-        style.matrix(axes, full, labels, labels, norm, style.SEQUENTIAL, 2, 7.5)
+        style.matrix(axes, full, labels, labels, norm, style.SEQUENTIAL, width / len(slots))
         axes.set_aspect("equal")
         axes.tick_params(labelsize=9)
         axes.spines[:].set_visible(False)
@@ -97,10 +105,10 @@ def _routing_layer(saved: Saved, report: ExpertReport, trained: Array, null: Arr
     grid = figure.subplots(2, len(report.sample_names), squeeze=False, sharex=True, sharey=True)
     norm = style.positive(np.stack([trained, null]))
     rows, columns = [style.object_label(name) for name in report.node_types], [f"E{i + 1}" for i in range(num_experts)]
-    decimals = 2 if num_experts * len(report.sample_names) <= 24 else None
+    cell = 7.7 / (num_experts * len(report.sample_names))
     for row, values, note in ((0, trained, "trained"), (1, null, "untrained")):
         for axes, table in zip(grid[row], values, strict=True):
-            image = style.matrix(axes, table, rows, columns, norm, "Blues", decimals, 9)
+            image = style.matrix(axes, table, rows, columns, norm, "Blues", cell)
         grid[row, 0].set_ylabel(note, loc="center")
     for axes, name in zip(grid[0], report.sample_names, strict=True):
         axes.set_title(style.sample_label(name), color=style.colors(saved)[name])
@@ -113,7 +121,8 @@ def experts(saved: Saved) -> dict[str, Canvas]:
     """What the expert choice tells (information) and what the experts do (knock-out, swap)."""
     report = saved.experts
     assert report is not None
-    figure = style.canvas(style.WIDTH, max(3.8, 1.4 + 0.27 * (len(report.knock_out) + len(report.swap))))
+    num_rows = len(report.knock_out) + len(report.swap)
+    figure = style.canvas(style.WIDTH, max(3.8, 1.4 + num_rows * (0.27 if num_rows <= 20 else 0.18)))
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15), squeeze=False)[0]
     _information(left, report)
     _interventions(right.subplots(), saved)
@@ -144,15 +153,17 @@ def _interventions(axes: Axes, saved: Saved) -> None:
     for y, row in enumerate(table.dicts()):
         swap = row["kind"] == "swap"
         color = "#d55e00" if swap else TRAINED
-        axes.errorbar(row["delta_auc"], y, xerr=row["error"], fmt="s" if swap else "o", color=color, capsize=2.5)
+        axes.errorbar(
+            1e3 * row["delta_auc"], y, xerr=1e3 * row["error"], fmt="s" if swap else "o", color=color, capsize=2.5
+        )
     axes.axvline(0, color="black", lw=0.8)
     labels = [_intervention_label(row["kind"], row["layer"], row["expert"]) for row in table.dicts()]
-    axes.set_yticks(range(len(labels)), labels, fontsize=10)
+    axes.set_yticks(range(len(labels)), labels, fontsize=10 if len(labels) <= 20 else 8.5)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", which="both", length=0)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.1)
-    axes.set_xlabel("Change of the AUC")
+    axes.set_xlabel(r"Change of the AUC  [$10^{-3}$]")
 
 
 def _intervention_label(kind: str, layer: int, expert: int | None) -> str:

@@ -33,7 +33,7 @@ def waterfall(saved: Saved) -> dict[str, Canvas]:
     labels = ["mean baseline", *(style.object_label(slot) for slot in slots), "mean score"]
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.4, -0.6)
-    _pad_x(panels[0], table)
+    _pad_x(panels[0], table, 0.13 * max(len(names), 2))
     style.stamp(figure, saved)
     return {"": figure}
 
@@ -72,11 +72,12 @@ def _write_step(axes: Axes, y: int, row: dict[str, Any], start: float, total: bo
     label.set_in_layout(False)
 
 
-def _pad_x(axes: Axes, table: Table) -> None:
+def _pad_x(axes: Axes, table: Table, share: float) -> None:
     """Room for the numbers."""
-    ends = np.concatenate([table.array("start"), table.array("end")])
-    low, high = float(ends.min()), float(ends.max())
-    axes.set_xlim(low - 0.42 * (high - low), high + 0.42 * (high - low))
+    error = np.nan_to_num(table.array("error"))
+    ends = np.concatenate([table.array("start"), table.array("end") - error, table.array("end") + error])
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    axes.set_xlim(low - share * (high - low), high + share * (high - low))
 
 
 def features(saved: Saved) -> dict[str, Canvas]:
@@ -88,7 +89,7 @@ def features(saved: Saved) -> dict[str, Canvas]:
     used = [feature for feature in events.features if len(table.where(feature=feature))]
     figure = style.canvas(style.WIDTH, 1.3 + 0.42 * len(events.slots))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    norm = style.positive(table.array("mean_abs"))
+    norm, cell = style.positive(table.array("mean_abs")), 7.7 / (len(names) * len(used))
     decimals = style.decimals_for(table.array("mean_abs"))
     for axes, name in zip(panels, names, strict=True):
         values = np.full((len(events.slots), len(used)), np.nan)
@@ -96,7 +97,8 @@ def features(saved: Saved) -> dict[str, Canvas]:
             values[events.slots.index(row["object"]), used.index(row["feature"])] = row["mean_abs"]
         rows = [style.object_label(slot) for slot in events.slots]
         columns = [style.feature_label(feature) for feature in used]
-        image = style.matrix(axes, values, rows, columns, norm, style.SEQUENTIAL, decimals, 9)
+        image = style.matrix(axes, values, rows, columns, norm, style.SEQUENTIAL, cell, decimals)
+        axes.tick_params(axis="x", rotation=0 if cell > 0.38 else 60)
         axes.set_title(style.sample_label(name), color=style.colors(saved)[name])
     figure.colorbar(image, ax=panels, pad=0.015, label="Mean |attribution|  [logit]")
     style.stamp(figure, saved)
@@ -111,6 +113,7 @@ def pairs(saved: Saved) -> dict[str, Canvas]:
     names = [name for name in saved.samples if len(table.where(sample=name))]
     figure = style.canvas(style.WIDTH, 1.0 + 2 * (0.5 + 0.40 * len(slots)))
     grid = figure.subplots(2, len(names), sharex=True, sharey=True, squeeze=False)
+    cell = 7.7 / (len(names) * (len(slots) - 1))
     for row, column, colormap, norm, label in (
         (0, "mean_abs", style.SEQUENTIAL, style.positive(table.array("mean_abs")), r"Mean $|I_{ij}|$  [logit]"),
         (1, "mean", style.DIVERGING, style.symmetric(table.array("mean")), r"Mean $I_{ij}$  [logit]"),
@@ -119,7 +122,7 @@ def pairs(saved: Saved) -> dict[str, Canvas]:
         for axes, name in zip(grid[row], names, strict=True):
             values = derive.square(table.where(sample=name), slots, column)
             labels = [style.object_label(slot) for slot in slots]
-            image = style.matrix(axes, values[1:, :-1], labels[1:], labels[:-1], norm, colormap, decimals, 10)
+            image = style.matrix(axes, values[1:, :-1], labels[1:], labels[:-1], norm, colormap, cell, decimals)
             axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=grid[row], pad=0.015, label=label)
     for axes, name in zip(grid[0], names, strict=True):
@@ -235,10 +238,11 @@ def _response_panel(axes: Axes, curve: ResponseCurve, sample: int, color: str) -
     mean, error = curve.mean[sample], curve.error[sample]
     axes.fill_between(curve.points, mean - error, mean + error, color=color, alpha=0.25, lw=0)
     axes.plot(curve.points, mean, color=color, label=f"moved by {style.object_label(curve.moved)} alone")
+    several = curve.observed_error[sample] > 1e-9  # one event alone has no error, but for rounding
     axes.errorbar(
-        curve.points,
-        curve.observed[sample],
-        curve.observed_error[sample],
+        curve.points[several],
+        curve.observed[sample][several],
+        curve.observed_error[sample][several],
         fmt="o",
         ms=4,
         color="black",

@@ -63,7 +63,7 @@ def roc(saved: Saved) -> dict[str, Canvas]:
     grid = model.array("signal_efficiency")
     top.plot(grid, 1 / grid, ":", color="grey", lw=1.2, label="random choice")
     top.set_yscale("log")
-    top.set_ylim(bottom=0.8)
+    top.set_ylim(0.8, 20 * float(np.nanmax(_measured(table)[1])))  # room for the legend
     top.set_ylabel(r"Background rejection  $1/\varepsilon_b$")
     top.legend(loc="upper right")
     bottom.set_ylabel("Ratio to model", fontsize=11)

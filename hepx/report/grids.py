@@ -12,10 +12,13 @@ from markupsafe import Markup, escape
 from hepx.report import style
 from hepx.report.saved import Saved
 from hepx.report.tables import Table, number, plus_minus
-
+from hepx.results import Provenance
 
 _WINO = Markup("m(χ̃<sub>1</sub><sup>±</sup>, χ̃<sub>2</sub><sup>0</sup>) [GeV]")
 _BINO = Markup("m(χ̃<sub>1</sub><sup>0</sup>) [GeV]")
+
+SHARED = ("config", "checkpoint", "data", "seed", "version", "commit", "device")
+"""Fields of a provenance that are usually the same for all results of a run."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def _cutflow_grid(saved: Saved, table: Table) -> Grid:
     head = ["Step", *(text for name in saved.samples for text in (f"{sample_html(name)}: events", "weighted", "left"))]
     caption = (
         f"Events read and events left after each cut, and their weighted number at {saved.luminosity:g} fb⁻¹ with its "
-        "statistical error √Σw². “Left” is the share of the weight."
+        "statistical error √Σw²; cross sections are those of the files unless the config sets others. “Left” is the "
+        "share of the weight."
     )
     return Grid(tuple(Markup(text) for text in head), tuple(rows), caption, "cutflow")
 
@@ -194,8 +198,8 @@ def _completeness_grid(table: Table) -> Grid:
         for row in table.dicts()
     ]
     caption = (
-        "Completeness: the attributions of an event must add up to score − baseline score. Relative: root mean square of "
-        "what is missing over that of score − baseline score."
+        "Completeness: the attributions of an event must add up to score − baseline score. Relative: root mean square "
+        "of what is missing over that of score − baseline score."
     )
     return Grid(("Method", "Events", "Relative", "Largest [logit]"), tuple(rows), caption, "completeness")
 
@@ -224,18 +228,22 @@ def _attention_grid(table: Table) -> Grid:
         (
             row["layer"],
             sample_html(row["sample"]),
-            f"{row['pair']} ({row['attention']:.2f})",
-            f"{row['untrained_pair']} ({row['untrained_attention']:.2f})",
-            row["interaction_pair"] or "–",
+            _pair(row["pair"]) + f" ({row['attention']:.2f})",
+            _pair(row["untrained_pair"]) + f" ({row['untrained_attention']:.2f})",
+            _pair(row["interaction_pair"]) if row["interaction_pair"] else "–",
         )
         for row in table.dicts()
     ]
     head = ("Layer", "Process", "Most attention, trained", "Most attention, untrained", "Largest interaction |I|")
     caption = (
-        "The pair with the largest attention weight, mean over the heads and both directions, beside the pair that an "
-        "intervention finds. Where the last column differs, the attention points elsewhere than the classifier depends."
+        "The pair with the largest attention weight, mean over the heads and both directions, beside the pair with the "
+        "largest interaction. Where they differ, the map does not show the pair the score depends on most."
     )
     return Grid(head, tuple(rows), caption, "attention_pairs")
+
+
+def _pair(names: str) -> Markup:
+    return Markup("–").join(object_html(name) for name in names.split("–"))
 
 
 def _information_grid(saved: Saved) -> Grid:
@@ -253,8 +261,8 @@ def _information_grid(saved: Saved) -> Grid:
     ]
     head = ("Layer", "Distinct experts", "Load of each", "I(expert; type) [bit]", "I(expert; process | type) [bit]")
     caption = (
-        "Information the choice of expert carries, in brackets that of an untrained router. Only the excess is learned; "
-        "the type is an input of the router, so some information about it needs no learning."
+        "Information the choice of expert carries, in brackets that of an untrained router. Only the excess is "
+        "learned; the type is an input of the router, so some information about it needs no learning."
     )
     return Grid(head, tuple(rows), caption)
 
@@ -269,7 +277,7 @@ def _interventions_grid(table: Table) -> Grid:
     wanted.append(("experts swapped", {"kind": "swap"}))
     rows = [(what, *(_change(table.where(layer=layer, **key)) for layer in layers)) for what, key in wanted]
     caption = (
-        "Change of the AUC ± paired bootstrap error, and its significance. Of many changes that are none, one in twenty "
+        "Change of the AUC ± paired bootstrap error, and its significance. Where nothing changes, one number in twenty "
         "passes 2 σ by chance."
     )
     return Grid(("Intervention", *(f"Layer {layer}" for layer in layers)), tuple(rows), caption, "interventions")
@@ -283,9 +291,27 @@ def _change(table: Table) -> str:
 
 
 def _results_grid(saved: Saved) -> Grid:
+    """Where each result comes from; what is the same for all stands among the facts instead."""
+    found = saved.provenances()
+    varying = [name for name in SHARED if name not in shared_provenance(saved)]
     rows = [
-        (path, p.method, named_values(p.settings), p.seed, p.config, p.checkpoint, p.data, p.version, p.commit, p.time)
-        for path, p in saved.provenances().items()
+        (
+            path,
+            p.method,
+            named_values(p.settings),
+            *(getattr(p, name) for name in varying),
+            p.time[:19].replace("T", " "),
+        )
+        for path, p in found.items()
     ]
-    head = ("Result", "Method", "Settings", "Seed", "Config", "Checkpoint", "Data", "hepx", "Commit", "Time (UTC)")
-    return Grid(head, tuple(rows), "Where each result comes from; the hashes are the beginning of SHA-256 digests.")
+    return Grid(("Result", "Method", "Settings", *varying, "Time (UTC)"), tuple(rows), "How each result was made.")
+
+
+def _settings(provenance: Provenance) -> str:
+    return named_values({name: value for name, value in provenance.settings.items() if name != "method"})
+
+
+def shared_provenance(saved: Saved) -> dict[str, Any]:
+    """What all results have in common, by name."""
+    values = {name: {getattr(p, name) for p in saved.provenances().values()} for name in SHARED}
+    return {name: found.pop() for name, found in values.items() if len(found) == 1}

@@ -12,7 +12,16 @@ from markupsafe import Markup, escape
 from hepx import files
 from hepx.report import derive
 from hepx.report.figures import draw_figures, write_tables
-from hepx.report.grids import count, make_grids, method_name, named_values, object_html, observable_html, percent
+from hepx.report.grids import (
+    count,
+    make_grids,
+    method_name,
+    named_values,
+    object_html,
+    observable_html,
+    percent,
+    shared_provenance,
+)
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import number, plus_minus
 from hepx.results import ObservableLink
@@ -58,12 +67,13 @@ def _template() -> Any:
 
 def summary(saved: Saved) -> tuple[tuple[str, Markup], ...]:
     """The five lines a physicist reads first: what, and what was found."""
+    folder = escape(saved.run.resolve().name)
     return (
         ("Separation", _separation(saved)),
         ("Attributions follow", _strongest_link(saved)),
         ("Completeness", _completeness(saved)),
         ("Experts", Markup(escape(_experts(saved)))),
-        ("Files", Markup(f"{escape(saved.run / 'report.html')}; figures/ (pdf, png), tables/ (csv) beside it")),
+        ("Files", Markup(f"figures/ (pdf, png) and tables/ (csv), beside report.html in {folder}/")),
     )
 
 
@@ -103,8 +113,9 @@ def _strongest_link(saved: Saved) -> Markup:
         return Markup("no observable more than a shuffled one")
     best = max(above, key=lambda link: link.strength)
     return Markup(
-        f"{observable_html(best.observable)} most ({_objects(best)}): spread {plus_minus(best.strength, best.error)} logit, "
-        f"shuffled {number(best.null, 2)}; {len(above)} of {len(saved.links)} observables exceed their null"
+        f"{observable_html(best.observable)} most ({_objects(best)}): their mean attribution varies by "
+        f"{plus_minus(best.strength, best.error)} logit with it, by {number(best.null, 2)} when shuffled (95 %); "
+        f"{len(above)} of {len(saved.links)} observables exceed their null"
     )
 
 
@@ -127,7 +138,7 @@ def _experts(saved: Saved) -> str:
 
 
 def _facts(saved: Saved) -> tuple[tuple[str, str], ...]:
-    """provenance.json and the numbers of the model, as name and value."""
+    """The numbers of the model, what all results share, and provenance.json, as name and value."""
     values = saved.metrics
     facts = {
         "model": f"{values['model'].replace('_', ' ')}, {count(values['parameters'])} parameters",
@@ -135,20 +146,18 @@ def _facts(saved: Saved) -> tuple[tuple[str, str], ...]:
         "luminosity": f"{saved.luminosity:g} fb⁻¹",
         "split": " / ".join(f"{share:g}" for share in saved.dataset["split"]) + " (train, validation, test)",
     }
+    facts |= {name: value for name, value in shared_provenance(saved).items() if name not in facts}
     for name, value in (saved.provenance or {}).items():
-        text = named_values(value) if isinstance(value, dict) else str(value)
-        facts.setdefault(name, text)
+        facts.setdefault(name, named_values(value) if isinstance(value, dict) else value)
     return tuple((name, str(value)) for name, value in facts.items())
 
 
 def _problems(saved: Saved) -> list[str]:
     """Results that do not belong together: made from other checkpoints or other data."""
     found = saved.provenances().values()
+    checkpoints, data = {provenance.checkpoint for provenance in found}, {provenance.data for provenance in found}
     return [
-        f"The results come from {len(values)} different {what}s ({', '.join(sorted(values))}); run `hepx explain` again."
-        for what, values in (
-            ("checkpoint", {provenance.checkpoint for provenance in found}),
-            ("data set", {provenance.data for provenance in found}),
-        )
+        f"The results come from {len(values)} different {what} ({', '.join(sorted(values))}); run `hepx explain` again."
+        for what, values in (("checkpoints", checkpoints), ("data sets", data))
         if len(values) > 1
     ]

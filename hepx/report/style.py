@@ -29,6 +29,7 @@ from hepx.results import Array
 
 WIDTH = 9.0  # inches of a full-width figure; an inch is 100 px on the page
 DPI = 150
+SMALLEST_NUMBER = 6.5  # points
 ENERGY = 13  # TeV, of every ROOT layout hepx reads
 SIGNAL_COLORS = ("#d55e00", "#e69f00")  # Okabe and Ito (2008): told apart with any colour vision
 BACKGROUND_COLORS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9")
@@ -230,18 +231,33 @@ def matrix(
     columns: Sequence[str],
     norm: Normalize,
     colormap: str,
-    decimals: int | None = 2,
-    fontsize: float = 10,
+    cell: float,
+    decimals: int = 2,
 ) -> AxesImage:
-    """A table of numbers as colours with the numbers written in; NaN cells stay empty. Labels may be empty lists."""
+    """A table of numbers as colours, the numbers written in where a cell of `cell` inches has room for them.
+
+    NaN cells stay empty; an empty list of labels leaves the axis without.
+    """
     image = axes.imshow(np.ma.masked_invalid(values), norm=norm, cmap=colormap, aspect="auto", interpolation="nearest")
     axes.set_xticks(range(values.shape[1]), list(columns) or [""] * values.shape[1])
     axes.set_yticks(range(values.shape[0]), list(rows) or [""] * values.shape[0])
     axes.tick_params(which="both", length=0, pad=4)
     axes.minorticks_off()
-    if decimals is not None:
-        _write_numbers(axes, values, norm, image.get_cmap(), decimals, fontsize)
+    size = number_size(values, cell, decimals)
+    if size is not None:
+        _write_numbers(axes, values, norm, image.get_cmap(), decimals, size)
     return image
+
+
+def number_size(values: Array, cell: float, decimals: int) -> float | None:
+    """Font size of numbers that fit into cells so many inches wide; None if it would not be legible.
+
+    >>> number_size(np.ones(1), 0.5, 2), number_size(np.ones(1), 0.1, 2)
+    (10.0, None)
+    """
+    widest = max((len(fixed(float(value), decimals)) for value in values[np.isfinite(values)]), default=1)
+    size = 72 * cell * 0.88 / (0.56 * widest)
+    return None if size < SMALLEST_NUMBER else min(size, 10.0)
 
 
 def _write_numbers(

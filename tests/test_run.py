@@ -1,0 +1,214 @@
+"""The command line as a user meets it: the whole chain on a small run, skipping, resuming, sentences and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from hepx import metrics
+from hepx.config import load, parse
+from hepx.results import AttentionMap, ExpertReport, Explanation
+from hepx.run import Run, RunSettings
+from hepx.sweep import summarise, sweep
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "quickstart.yaml"
+SMALL = [
+    "name=small",
+    "train.epochs=2",
+    "model.dim=16",
+    "model.expert_dim=8",
+    "explain.0.draws=2",
+    "explain.0.events=60",
+    "explain.1.events=20",
+    "explain.1.draws=2",
+    "explain.1.max_completeness_error=1.0",
+    "explain.2.events=60",
+    "explain.2.points=5",
+]
+
+
+def hepx(*arguments: str, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "hepx.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def small(runs: Path) -> Path:
+    """A finished small run."""
+    done = hepx("run", str(CONFIG), *SMALL, "--runs", str(runs))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 6
+    assert lines[-1].endswith("report.html")
+    return runs / "small"
+
+
+def test_run_folder_holds_every_result(small: Path) -> None:
+    wanted = ["config.yaml", "provenance.json", "metrics.json", "history.csv", "scores.parquet", "experts.json"]
+    wanted += ["attention.npz", "report.html", "log.txt", "checkpoints/best.safetensors", "explain/shapley.npz"]
+    wanted += ["explain/integrated_gradients.npz", "explain/response_mbb.npz", "explain/links.json"]
+    assert [name for name in wanted if not (small / name).exists()] == []
+    assert not list(small.rglob(".*.npz"))
+
+
+def test_metrics_can_be_recomputed_from_the_scores(small: Path) -> None:
+    table = pq.read_table(small / "scores.parquet").to_pydict()
+    y, score, weight = (np.array(table[name]) for name in ("label", "score", "weight"))
+    found = json.loads((small / "metrics.json").read_text())
+    assert found["auc"]["value"] == pytest.approx(metrics.auc(y, score, weight), abs=1e-12)
+    assert found["auc"]["value"] > 0.6
+    row = found["references"][0]
+    assert row["auc"] == pytest.approx(metrics.auc(y, np.array(table[row["column"]]), weight), abs=1e-12)
+    assert row["auc"] > 0.9  # the trees see the same events
+
+
+def test_results_carry_their_provenance(small: Path) -> None:
+    shapley = Explanation.load(small / "explain" / "shapley.npz")
+    experts = ExpertReport.load_report(small / "experts.json")
+    attention = AttentionMap.load(small / "attention.npz")
+    data = json.loads((small / "dataset" / "dataset.json").read_text())
+    for provenance in (shapley.provenance, experts.provenance, attention.provenance):
+        assert provenance.data == data["recipe"]
+        assert provenance.checkpoint == shapley.provenance.checkpoint
+        assert provenance.seed == 42
+    assert shapley.provenance.settings["draws"] == 2
+    np.testing.assert_allclose(shapley.values.sum(1), shapley.score - shapley.baseline_score, atol=1e-4)
+    with np.load(small / "explain" / "shapley.npz") as file:
+        names = {"values", "mask", "node_type", "event_id", "weight", "score", "baseline_score", "interactions"}
+        assert names <= set(file.files)
+
+
+def test_finished_stages_are_skipped_and_changed_ones_repeated(small: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.suffix in {".npz", ".safetensors"}}
+    again = hepx("run", str(small))
+    assert again.returncode == 0, again.stderr
+    assert "train: done already" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    changed = hepx("explain", str(small), "explain.0.draws=3")
+    assert changed.returncode == 0, changed.stderr
+    assert "train: done already" in changed.stderr
+    assert Explanation.load(small / "explain" / "shapley.npz").provenance.settings["draws"] == 3
+
+
+def test_same_seed_twice_gives_identical_metrics(small: Path, runs: Path) -> None:
+    other = [change for change in SMALL if not change.startswith("name=")]
+    again = hepx("evaluate", str(CONFIG), *other, "name=again", "--runs", str(runs))
+    assert again.returncode == 0, again.stderr
+    assert (runs / "again" / "metrics.json").read_bytes() == (small / "metrics.json").read_bytes()
+    third = hepx("evaluate", str(CONFIG), *other, "name=third", "seed=43", "--runs", str(runs))
+    assert third.returncode == 0, third.stderr
+    assert (runs / "third" / "metrics.json").read_bytes() != (small / "metrics.json").read_bytes()
+
+
+def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> None:
+    """kill -9 in the middle of the training: no half file, and the second start ends like an unbroken run."""
+    changes = [change if not change.startswith("name=") else "name=killed" for change in SMALL]
+    command = [sys.executable, "-m", "hepx.cli", "evaluate", str(CONFIG), *changes, "--runs", str(runs)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    last = runs / "killed" / "checkpoints" / "last.pt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (runs / "killed" / "metrics.json").exists()
+    done = hepx("evaluate", str(CONFIG), *changes, "--runs", str(runs))
+    assert done.returncode == 0, done.stderr
+    assert "training goes on after epoch 1" in done.stderr
+    assert (runs / "killed" / "metrics.json").read_bytes() == (small / "metrics.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "none.yaml"], 2, "cannot read config 'none.yaml'"),
+        (["run", str(CONFIG), "train.epoch=1"], 2, "unknown key 'train.epoch'; closest: 'epochs'"),
+        (["run", str(CONFIG), "data.samples.signal.label=2"], 2, "name at least two classes"),
+        (["convert", str(CONFIG), "data.samples.signal.files=none.root"], 3, "no file matches 'none.root'"),
+        (["convert", str(CONFIG), "data.select=met > 1e9"], 3, "the selection leaves no event"),
+        (["convert", str(CONFIG), "data.select=met > "], 2, "is not valid"),
+        (["convert", str(CONFIG), "data.schema=nano"], 2, "unknown schema 'nano'"),
+        (["train", str(CONFIG), "device=cuda"], 2, "torch sees no GPU here"),
+        (["simulate", "ttbars"], 2, "ttbar"),
+    ],
+)
+def test_mistakes_end_with_one_sentence(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    import torch
+
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    runs = [] if arguments[0] == "simulate" else ["--runs", str(tmp_path)]
+    failed = hepx(*arguments, *runs)
+    assert failed.returncode == code, failed.stderr
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_completeness_gate_stops_the_run(small: Path) -> None:
+    failed = hepx("explain", str(small), "explain.1.steps=2", "explain.1.max_completeness_error=0.001")
+    assert failed.returncode == 4
+    assert "the attributions miss the score change" in failed.stderr
+
+
+def test_help_has_examples() -> None:
+    text = hepx("--help").stdout
+    assert "hepx run configs/quickstart.yaml" in text
+    for verb in ("run", "convert", "train", "evaluate", "explain", "report", "sweep", "simulate"):
+        assert verb in text
+        assert "Example" in hepx(verb, "--help").stdout
+
+
+def test_sweep_shares_its_data_and_pairs_by_seed(small: Path, tmp_path: Path) -> None:
+    del small
+    changes = {name: value for name, _, value in (change.partition("=") for change in SMALL[1:4])}
+    config = tmp_path / "sweep.yaml"
+    quoted = ", ".join(f"{name}: {value}" for name, value in changes.items())
+    config.write_text(
+        f"name: s\nbase: {CONFIG}\nseeds: [1, 2]\nreference: a\n"
+        f"variants:\n  a: {{{quoted}, evaluate.trees: false}}\n  b: {{model: {{name: mlp}}, train.epochs: 1, evaluate.trees: false}}\n"
+    )
+    table = sweep(config, [], tmp_path)
+    assert [row["variant"] for row in table] == ["a", "b"]
+    assert table[0]["difference"] == table[0]["difference_error"] == 0
+    assert (tmp_path / "s" / "a-1" / "dataset").resolve() == (tmp_path / "s" / "dataset").resolve()
+    assert len(list((tmp_path / "s" / "dataset").glob("*.safetensors"))) == 3
+
+
+def test_sweep_arithmetic() -> None:
+    def run(auc: float) -> dict[str, object]:
+        numbers = dict.fromkeys(("accuracy", "precision", "recall", "f1", "parameters"), 0.5)
+        return {
+            "auc": {"value": auc, "error": 0.01},
+            "auc_unweighted": {"value": auc, "error": 0},
+            "references": [],
+            **numbers,
+        }
+
+    table = summarise({"a": [run(0.9), run(0.8)], "b": [run(0.92), run(0.84)]}, "a")  # type: ignore[list-item]
+    assert table[1]["difference"] == pytest.approx(0.03)
+    assert table[1]["difference_error"] == pytest.approx(np.std([0.02, 0.04], ddof=1) / 2**0.5)
+
+
+def test_a_moved_run_folder_needs_no_root_files(small: Path, tmp_path: Path) -> None:
+    settings = parse(RunSettings, load(small / "config.yaml"), "config")
+    gone = {
+        name: sample.model_copy(update={"files": (str(tmp_path / "gone.root"),)})
+        for name, sample in settings.data.samples.items()
+    }
+    moved = Run(small, settings.model_copy(update={"data": settings.data.model_copy(update={"samples": gone})}))
+    assert moved._inputs() == json.loads((small / "stages.json").read_text())["convert"]["inputs"]
