@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hepx import __version__
-from hepx.errors import HepxError
+from hepx.errors import HepxError, StoppedError
 
 if TYPE_CHECKING:
     from hepx.run import Run
@@ -57,6 +58,15 @@ def options(
     log.handlers = [handler]
 
 
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Ctrl-C inside the block ends with a sentence: what is finished is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise StoppedError("stopped. The same command goes on after the last finished epoch or stage.") from error
+
+
 def _run(target: Path, overrides: list[str] | None, runs: Path, last: str) -> Run:
     """Open the run, log into its log.txt, and carry out the stages up to `last`."""
     from hepx.run import Run
@@ -66,7 +76,8 @@ def _run(target: Path, overrides: list[str] | None, runs: Path, last: str) -> Ru
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
     try:
-        run.execute(last)
+        with _resumable():
+            run.execute(last)
     except HepxError as error:
         file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None))
         raise
@@ -136,10 +147,12 @@ def sweep(
     """Train several models with several seeds and compare them seed by seed."""
     from hepx.sweep import sweep as compare
 
-    for row in compare(config, overrides or [], runs):
+    with _resumable():
+        table = compare(config, overrides or [], runs)
+    for row in table:
         typer.echo(
-            f"{row['variant']:28s} AUC {row['auc']:.4f} ± {row['seed_spread']:.4f} (seeds) ± {row['test_error']:.4f} (test); "
-            f"difference {row['difference']:+.4f} ± {row['difference_error']:.4f}"
+            f"{row['variant']:28s} AUC {row['auc']:.4f} ± {row['seed_spread']:.4f} (seeds) "
+            f"± {row['test_error']:.4f} (test), difference {row['difference']:+.4f} ± {row['difference_error']:.4f}"
         )
 
 
@@ -184,9 +197,6 @@ def _call(command: Callable[[], object], debug: bool) -> int:
             raise
         typer.echo(f"hepx: error: {error}", err=True)
         return error.exit_code
-    except KeyboardInterrupt:
-        typer.echo("hepx: stopped; start the same command again to go on where it stopped.", err=True)
-        return 130
     except OSError as error:
         if debug:
             raise

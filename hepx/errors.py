@@ -30,6 +30,12 @@ class ResultError(HepxError):
     exit_code = 4
 
 
+class StoppedError(HepxError):
+    """The user stopped work that can go on later."""
+
+    exit_code = 130
+
+
 def closest(word: str, choices: Iterable[str], number: int = 3) -> str:
     """Return a hint for a misspelt word.
 

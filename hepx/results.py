@@ -144,7 +144,8 @@ class ResponseCurve:
 
     points [Q] (unit of the observable); mean, error [P, Q]: weighted mean score per sample and its standard error;
     reached [P, Q]: share of the events that can be moved there; observed, observed_error [P, Q]: mean score of the
-    unchanged events in the bin around the point, NaN where there are none; null [P, Q]: `mean` of an untrained model.
+    unchanged events in the bin around the point, NaN where there are too few for an error; null [P, Q]: `mean` of an
+    untrained model.
     """
 
     observable: str
@@ -224,8 +225,9 @@ class ExpertReport:
 class ObservableLink:
     """How much the attribution of an observable's objects follows the observable.
 
-    strength: standard deviation, over bins of the observable, of the mean summed attribution of its objects (logit);
-    error: bootstrap; null: 95th percentile of the strength with the observable shuffled among the events.
+    strength: standard deviation, over bins of the observable, of the mean summed attribution of its objects (logit),
+    inside each process, root mean square over the processes; error: bootstrap; null: 95th percentile of the strength
+    with the observable shuffled inside each process.
     """
 
     observable: str

@@ -158,6 +158,7 @@ class Run:
         files.write_json(self.folder / "metrics.json", result)
 
     def _explain(self) -> None:
+        self._remove("explain", "attention.npz", "experts.json")
         data, target, seed = self.store(), self.settings.evaluate.target, self.settings.seed
         model, untrained = self.model(), self.model(trained=False)
         test, baseline = data.load("test"), background_events(data.load("train"), target)
@@ -184,7 +185,15 @@ class Run:
             found.save(self.folder / "experts.json")
 
     def _report(self) -> None:
+        self._remove("figures", "tables")
         report.make_report(self.folder)
+
+    def _remove(self, *names: str) -> None:
+        """Delete results of an earlier config, so that none of them is taken for a new one."""
+        for path in (self.folder / name for name in names):
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
 
     def _key(self, stage: str) -> str:
         settings = self.settings

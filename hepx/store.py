@@ -1,133 +1,381 @@
 """Graphs on disk: `convert` writes shards (safetensors) and `dataset.json`; `GraphStore` reads them memory-mapped.
 
 Work is cut into tasks (sample, file, event range). A task writes its shard and a small JSON beside it, so a finished
-task is never done again and the order of work does not change the result.
+task is never done again, and neither the order of work nor who does it (this process, worker processes, a Dask cluster)
+changes a byte of the result. Memory does not grow with the number of events.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import multiprocessing
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hepx import events, files
-from hepx.errors import DataError
-from hepx.events import DataSettings, SplitSettings
+from hepx.config import Settings
+from hepx.errors import ConfigError, DataError
+from hepx.events import DataSettings, Schema, Source, SplitSettings
 from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
-from hepx.progress import track
+from hepx.progress import progress, track
 from hepx.schemas import load_schema
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-FORMAT = 1
+FORMAT = 2
+ATTEMPTS = 3  # a task that kills its worker three times will do so again
+IDS_AT_ONCE = 20_000_000  # event ids compared in one pass (160 MB)
+BLOCK = 256  # neighbouring events read together when streaming
+BLOCKS_AT_ONCE = 256  # blocks shuffled into one another when streaming
+JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
+
+Int64 = npt.NDArray[np.int64]
+Part = dict[str, Any]
+"""What a finished task notes beside its shard: sample, events, cut-flow, recipe."""
+
+
+class FoldSettings(Settings):
+    """Cross-validation: of `folds` equal parts number `fold` is the test split, the next one the validation split and
+    the others are for training. Over all values of `fold` every event is in the test split once."""
+
+    folds: int = Field(ge=3)
+    fold: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> FoldSettings:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold must be from 0 to {self.folds - 1}, got {self.fold}")
+        return self
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Who does the work of `convert`, and what becomes of a file that cannot be read.
+
+    workers: processes on this machine, or jobs of the batch system; dask: address of a Dask scheduler, or slurm or
+    htcondor to start workers there; skip_bad_files: leave such files out and list them in the manifest.
+    """
+
+    workers: int = 1
+    dask: str | None = None
+    skip_bad_files: bool = False
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of a sample as it was found: what it holds, or the problem for which it is left out."""
+
+    sample: str
+    path: str
+    source: Source | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A range of events of one file, and the name of the shard it becomes."""
+    """A range of events of one file, and the name and the recipe of the shard it becomes."""
 
     sample: str
     path: str
     start: int
     stop: int
     shard: str
+    recipe: str
 
 
-def split_index(event_id: npt.NDArray[np.int64], split: SplitSettings) -> npt.NDArray[np.int64]:
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a conversion share; relative paths start at `root`."""
+
+    data: DataSettings
+    graph: GraphSettings
+    schema: Schema
+    layout: Layout
+    root: Path
+    folder: Path
+
+
+def split_index(event_id: Int64, split: SplitSettings | FoldSettings) -> Int64:
     """0 train, 1 validation, 2 test for each event [B], from its event number alone.
 
-    The number is scrambled by the finaliser of SplitMix64 (Steele et al., OOPSLA 2014), so neighbouring event numbers
-    fall independently and a cut, a shuffle or a second file never moves an event to another split.
+    The number is scrambled, so neighbouring event numbers fall independently and a cut, a shuffle or a second file
+    never moves an event to another split.
     """
+    uniform = (_scramble(event_id) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    if isinstance(split, FoldSettings):
+        part = ((uniform * split.folds).astype(np.int64) - split.fold) % split.folds
+        return np.select([part == 0, part == 1], [2, 1], 0)
+    return np.searchsorted(np.cumsum(split.fractions)[:2], uniform, side="right")
+
+
+def _scramble(event_id: Int64) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
     z = event_id.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    uniform = ((z ^ (z >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    edges = np.cumsum(split.fractions)[:2]
-    return np.searchsorted(edges, uniform, side="right")
+    return z ^ (z >> np.uint64(31))
 
 
-def convert(data: DataSettings, graph: GraphSettings, folder: Path) -> GraphStore:
+def convert(
+    data: DataSettings,
+    graph: GraphSettings,
+    folder: Path,
+    execution: Execution | None = None,
+    split: FoldSettings | None = None,
+) -> GraphStore:
     """ROOT files -> shards in `folder`. Finished shards are kept; `dataset.json` is written last.
 
-    Raises DataError if a file is wrong or a sample has no event left after the selection.
+    `split` replaces data.split. Raises DataError if a file is wrong, a sample has no event left after the selection, or
+    an event occurs twice.
     """
+    execution = execution or Execution()
     schema = load_schema(data.schema_name)
     labels = [sample.label for sample in data.samples.values()]
     layout = make_layout(graph, list(data.samples), labels, list(schema.columns))
-    sources, tasks = _plan(data)
-    recipe = files.digest([data.model_dump(), graph.model_dump(), [asdict(source) for source in sources], FORMAT])
-    for task in track(tasks, "convert", len(tasks)):
-        _convert_task(task, data, graph, layout, folder, recipe)
-    parts = [files.read_json(folder / f"{task.shard}.json") for task in tasks]
-    cutflow = {
-        name: _sum_cutflow([part["cutflow"] for part in parts if part["sample"] == name]) for name in data.samples
-    }
-    for name, flow in cutflow.items():
-        if flow[-1]["events"] == 0:
-            steps = ", ".join(f"{cut['name']}: {cut['events']}" for cut in flow)
-            raise DataError(f"sample '{name}': the selection leaves no event ({steps}). Loosen data.select.")
+    job = Job(data, graph, schema, layout, Path.cwd(), folder.absolute())
+    inputs = _inspect(job, execution.skip_bad_files)
+    tasks = _plan(job, inputs)
+    _forget_other(folder, tasks)
+    parts, problems = _carry_out(job, tasks, execution)
+    inputs = [replace(one, problem=problems.get((one.sample, one.path), one.problem)) for one in inputs]
+    _say_skipped(inputs)
+    tasks = [task for task in tasks if (task.sample, task.path) not in problems]
+    cutflow = _cutflow(job, tasks, parts)
+    _refuse_repeated(folder, tasks, parts)
     manifest = {
         "format": FORMAT,
-        "recipe": recipe,
+        "recipe": files.digest([[task.recipe for task in tasks], (split or data.split).model_dump()]),
         "layout": layout.to_dict(),
         "luminosity": data.luminosity,
-        "split": list(data.split.fractions),
-        "sources": [asdict(source) for source in sources],
-        "shards": [{"name": task.shard, "events": part["events"]} for task, part in zip(tasks, parts, strict=True)],
+        "split": (split or data.split).model_dump(),
+        "sources": [asdict(one.source) for one in inputs if one.source and not one.problem],
+        "skipped": [{"sample": one.sample, "path": one.path, "why": one.problem} for one in inputs if one.problem],
+        "shards": [{"name": task.shard, "events": parts[task.shard]["events"]} for task in tasks],
         "cutflow": cutflow,
     }
     files.write_json(folder / "dataset.json", manifest)
-    store = GraphStore(folder)
-    store.check_unique()
-    return store
+    _remove_strays(folder, tasks)
+    return GraphStore(folder)
 
 
-def _plan(data: DataSettings) -> tuple[list[events.Source], list[Task]]:
-    schema = load_schema(data.schema_name)
-    sources: list[events.Source] = []
-    tasks: list[Task] = []
-    for name, sample in data.samples.items():
-        for path in events.find_files(name, sample):
-            source = events.inspect_file(path, schema)
-            sources.append(source)
-            starts = range(0, max(source.num_events, 1), events.EVENTS_PER_STEP)
-            for start in starts:
-                shard = f"{name}-{len(tasks):05d}"
-                stop = min(start + events.EVENTS_PER_STEP, source.num_events)
-                tasks.append(Task(name, str(path), start, stop, shard))
-    return sources, tasks
+def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
+    """Open every file once; a bad one raises DataError or is noted with its problem."""
+    wanted = [(name, path) for name, sample in job.data.samples.items() for path in events.find_files(name, sample)]
+    inputs = []
+    for name, path in track(wanted, "open files", len(wanted)):
+        try:
+            inputs.append(InputFile(name, str(path), events.inspect_file(path, job.schema)))
+        except DataError as error:
+            if not skip_bad_files:
+                raise
+            inputs.append(InputFile(name, str(path), None, str(error)))
+    return inputs
 
 
-def _convert_task(
-    task: Task, data: DataSettings, graph: GraphSettings, layout: Layout, folder: Path, recipe: str
-) -> None:
-    note = folder / f"{task.shard}.json"
-    if note.exists() and files.read_json(note)["recipe"] == recipe:
+def _plan(job: Job, inputs: Sequence[InputFile]) -> list[Task]:
+    """Cut the files into tasks. A recipe holds all that decides about the bytes of a shard, and nothing else: a new
+    file or another split leaves the finished shards as they are."""
+    shared = job.data.model_dump(include={"luminosity", "select", "select_jets", "select_leptons", "btag_cut"})
+    shared |= {"graph": job.graph.model_dump(), "schema": job.schema.model_dump(), "layout": job.layout.to_dict()}
+    tasks = []
+    for number, one in enumerate(inputs):
+        if one.source is None:
+            continue
+        if one.source.num_events == 0:
+            log.warning("sample '%s': %s holds no events", one.sample, one.path)
+        sample = job.data.samples[one.sample].model_dump(exclude={"files"})
+        for start in range(0, one.source.num_events, events.EVENTS_PER_STEP):
+            stop = min(start + events.EVENTS_PER_STEP, one.source.num_events)
+            recipe = files.digest([FORMAT, shared, one.sample, sample, asdict(one.source), start, stop])
+            shard = f"{one.sample}-{number:05d}-{start // events.EVENTS_PER_STEP:05d}"
+            tasks.append(Task(one.sample, one.path, start, stop, shard, recipe))
+    return tasks
+
+
+def _forget_other(folder: Path, tasks: Sequence[Task]) -> None:
+    """Remove the manifest before a shard that it names is replaced."""
+    if not all(_is_finished(folder, task) for task in tasks):
+        (folder / "dataset.json").unlink(missing_ok=True)
+
+
+def _is_finished(folder: Path, task: Task) -> bool:
+    note, shard = _paths(folder, task)
+    return note.exists() and shard.exists() and files.read_json(note)["recipe"] == task.recipe
+
+
+def _paths(folder: Path, task: Task) -> tuple[Path, Path]:
+    return folder / f"{task.shard}.json", folder / f"{task.shard}.safetensors"
+
+
+def _carry_out(
+    job: Job, tasks: Sequence[Task], execution: Execution
+) -> tuple[dict[str, Part], dict[tuple[str, str], str]]:
+    """Do what is not done yet; returns the notes of the shards, and the problems of the files (sample, path)."""
+    left = [task for task in tasks if not _is_finished(job.folder, task)]
+    problems: dict[tuple[str, str], str] = {}
+    with progress("convert", sum(task.stop - task.start for task in left), " events") as advance:
+        for task, problem in _outcomes(partial(_attempt, job), left, execution):
+            if problem is not None and not execution.skip_bad_files:
+                raise DataError(problem)
+            if problem is not None:
+                problems.setdefault((task.sample, task.path), problem)
+            advance(task.stop - task.start)
+    good = [task for task in tasks if (task.sample, task.path) not in problems]
+    return {task.shard: files.read_json(_paths(job.folder, task)[0]) for task in good}, problems
+
+
+def _attempt(job: Job, task: Task) -> str | None:
+    """Do a task; returns what is wrong with the file, or None. Other errors are not the file's and are raised."""
+    try:
+        _convert_task(job, task)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _convert_task(job: Job, task: Task) -> None:
+    note, shard = _paths(job.folder, task)
+    if _is_finished(job.folder, task):
         return
-    schema = load_schema(data.schema_name)
+    note.unlink(missing_ok=True)  # a note never stands beside a shard it does not describe
     batches, flows = [], []
-    for batch in events.read_events(Path(task.path), schema, data, task.sample, task.start, task.stop):
-        kept, flow = events.select(batch, data.select)
-        batches.append(build_graphs(kept, graph, layout))
+    path = job.root / task.path
+    for batch in events.read_events(path, job.schema, job.data, task.sample, task.start, task.stop):
+        kept, flow = events.select(batch, job.data.select)
+        batches.append(build_graphs(kept, job.graph, job.layout))
         flows.append([asdict(cut) for cut in flow])
-    if not batches:
-        raise DataError(
-            f"sample '{task.sample}': tree of {task.path} holds no events. Remove the file from the config."
-        )
     graphs = concatenate(batches)
-    with files.atomic(folder / f"{task.shard}.safetensors") as temporary:
+    with files.atomic(shard) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}, temporary)
-    part = {"sample": task.sample, "events": len(graphs), "cutflow": _sum_cutflow(flows), "recipe": recipe}
+    part = {"sample": task.sample, "events": len(graphs), "cutflow": _sum_cutflow(flows), "recipe": task.recipe}
     files.write_json(note, part)
+
+
+Work = Callable[[Task], str | None]
+Outcomes = Iterator[tuple[Task, str | None]]
+
+
+def _outcomes(work: Work, tasks: Sequence[Task], execution: Execution) -> Outcomes:
+    """Every task with what `work` returned for it, in the order in which they end."""
+    if not tasks:
+        return iter(())
+    if execution.dask is not None:
+        return _on_dask(work, tasks, execution.dask, execution.workers)
+    if execution.workers > 1:
+        return _in_processes(work, tasks, execution.workers)
+    return ((task, work(task)) for task in tasks)
+
+
+def _in_processes(work: Work, tasks: Sequence[Task], workers: int) -> Outcomes:
+    """Fresh interpreters on this machine. If one is killed, the tasks it leaves are given to new ones."""
+    left, failures = list(tasks), 0
+    while left:
+        done = set()
+        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"))
+        try:
+            futures = {pool.submit(work, task): task for task in left}
+            for future in as_completed(futures):
+                outcome = future.result()
+                done.add(futures[future])
+                yield futures[future], outcome
+        except BrokenProcessPool as error:
+            failures = 0 if done else failures + 1
+            if failures == ATTEMPTS:
+                raise DataError(
+                    f"convert: worker processes were killed {ATTEMPTS} times without finishing a task, perhaps for "
+                    f"lack of memory; {len(left)} of {len(tasks)} tasks are left. The same command with fewer "
+                    "--workers goes on with them."
+                ) from error
+            log.warning("convert: a worker process was killed; its tasks are started again")
+        finally:
+            pool.shutdown(cancel_futures=True)
+        left = [task for task in left if task not in done]
+
+
+def _on_dask(work: Work, tasks: Sequence[Task], where: str, workers: int) -> Outcomes:
+    """The workers of a Dask cluster, which must see the same files; Dask repeats the tasks of a worker that dies."""
+    distributed = _import_dask("distributed")
+    with ExitStack() as stack:
+        address: Any = where
+        if where in JOBQUEUES:
+            address = stack.enter_context(_batch_cluster(where))
+            address.scale(jobs=workers)
+        try:
+            client = stack.enter_context(distributed.Client(address, set_as_default=False))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--dask {where}: no Dask scheduler answers there ({error}). "
+                f"Give its address, for example tcp://host:8786, or one of: {', '.join(JOBQUEUES)}."
+            ) from error
+        names = [task.shard for task in tasks]
+        futures = client.map(work, tasks, key=names, pure=False, retries=0)
+        by_name = {future.key: task for future, task in zip(futures, tasks, strict=True)}
+        for future, outcome in distributed.as_completed(futures, with_results=True):
+            yield by_name[future.key], outcome
+
+
+def _batch_cluster(system: str) -> Any:
+    """Workers as jobs of the batch system. Queue, memory and the like come from dask-jobqueue's own configuration
+    (~/.config/dask/jobqueue.yaml); without one a job has a core and 4 GB."""
+    dask, jobqueue = _import_dask("dask"), _import_dask("dask_jobqueue")
+    given = dask.config.get(f"jobqueue.{system}")
+    needed = {"cores": 1, "memory": "4GB"} | ({"disk": "4GB"} if system == "htcondor" else {})
+    missing = {name: value for name, value in needed.items() if given.get(name) is None}
+    return getattr(jobqueue, JOBQUEUES[system])(**missing)
+
+
+def _import_dask(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"--dask needs the extra 'dask' ({error}): pip install 'hepx[dask]'.") from error
+
+
+def _say_skipped(inputs: Sequence[InputFile]) -> None:
+    """Log what was left out; DataError if nothing of a sample is left."""
+    for name in dict.fromkeys(one.sample for one in inputs):
+        found = [one for one in inputs if one.sample == name]
+        bad = [one for one in found if one.problem]
+        for one in bad:
+            log.warning("sample '%s': skipped %s: %s", name, one.path, one.problem)
+        if len(bad) == len(found):
+            raise DataError(f"sample '{name}': every file was skipped ({len(bad)}); the first: {bad[0].problem}")
+        if bad:
+            log.warning(
+                "sample '%s': %d of %d files skipped. The weights are not scaled up for the missing events.",
+                name,
+                len(bad),
+                len(found),
+            )
+
+
+def _cutflow(job: Job, tasks: Sequence[Task], parts: dict[str, Part]) -> dict[str, list[dict[str, Any]]]:
+    """Cut-flow of each sample; DataError if one has no event left."""
+    flows = {}
+    for name in job.data.samples:
+        flow = flows[name] = _sum_cutflow([parts[task.shard]["cutflow"] for task in tasks if task.sample == name])
+        if not flow:
+            raise DataError(f"sample '{name}': its files hold no events. Mend data.samples.{name}.files.")
+        if flow[-1]["events"] == 0:
+            steps = ", ".join(f"{cut['name']}: {cut['events']}" for cut in flow)
+            raise DataError(f"sample '{name}': the selection leaves no event ({steps}). Loosen data.select.")
+    return flows
 
 
 def _sum_cutflow(flows: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -142,39 +390,121 @@ def _sum_cutflow(flows: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, An
     ]
 
 
+def _refuse_repeated(folder: Path, tasks: Sequence[Task], parts: dict[str, Part]) -> None:
+    """DataError if an event occurs twice (the same file under two names, or overlapping samples).
+
+    Reads the event ids alone; where there are many, in several passes over disjoint sets of ids.
+    """
+    num_passes = -(-sum(parts[task.shard]["events"] for task in tasks) // IDS_AT_ONCE)
+    num_repeated, example = 0, -1
+    for one in range(num_passes):
+        chosen = []
+        for task in tasks:
+            ids = _event_ids(folder, task.shard)
+            chosen.append(ids if num_passes == 1 else ids[_scramble(ids) % np.uint64(num_passes) == one])
+        ids = np.sort(np.concatenate(chosen))
+        again = ids[1:][ids[1:] == ids[:-1]]
+        num_repeated += len(again)
+        example = int(again[0]) if len(again) else example
+    if num_repeated:
+        paths = dict.fromkeys(task.path for task in tasks if example in _event_ids(folder, task.shard))
+        raise DataError(
+            f"{num_repeated} events occur more than once, for example channel {example // events.EVENT_NUMBERS} "
+            f"event {example % events.EVENT_NUMBERS} in {' and '.join(paths)}. Remove the repeated file or sample from "
+            "data.samples."
+        )
+
+
+def _event_ids(folder: Path, shard: str) -> Int64:
+    with safe_open(folder / f"{shard}.safetensors", framework="np") as file:
+        return file.get_tensor("event_id")
+
+
+def _remove_strays(folder: Path, tasks: Sequence[Task]) -> None:
+    """Remove shards of an earlier recipe, and half files of workers that were killed."""
+    kept = {path.name for task in tasks for path in _paths(folder, task)}
+    for path in folder.iterdir():
+        if path.name not in kept and re.fullmatch(r"\.?.+-\d{5}-\d{5}(\.\d+)?\.(json|safetensors)", path.name):
+            path.unlink(missing_ok=True)
+
+
+def write_training_events(folder: Path, event_id: Int64) -> None:
+    """Note in a checkpoint folder which events the model was trained on."""
+    with files.atomic(folder / "training_events.npy") as temporary:
+        np.save(temporary, np.sort(event_id))
+
+
+def refuse_training_events(folder: Path, event_id: Int64) -> None:
+    """DataError if an event to be evaluated is one the model in the checkpoint folder was trained on.
+
+    It compares the event ids themselves, so it holds across data sets, recipes and splits.
+    """
+    known = np.load(folder / "training_events.npy", mmap_mode="r")
+    position = np.minimum(np.searchsorted(known, event_id), len(known) - 1)
+    seen = event_id[known[position] == event_id]
+    if len(seen):
+        raise DataError(
+            f"{len(seen)} of {len(event_id)} events to be evaluated were used to train the model in '{folder}', for "
+            f"example channel {seen[0] // events.EVENT_NUMBERS} event {seen[0] % events.EVENT_NUMBERS}. Evaluate on "
+            "the split the model was not trained on, or train again with this split."
+        )
+
+
 class GraphStore:
     """A converted data set on disk. Shards are memory-mapped: only what is used is read."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open `folder`; DataError if it holds no finished data set."""
+    def __init__(self, folder: Path, split: SplitSettings | FoldSettings | None = None) -> None:
+        """Open `folder`, with its own split or another one; DataError if it holds no finished data set."""
         if not (folder / "dataset.json").exists():
             raise DataError(f"'{folder}' holds no finished data set (no dataset.json). Run `hepx convert` first.")
         self.folder = folder
         self.manifest = files.read_json(folder / "dataset.json")
+        if self.manifest["format"] != FORMAT:
+            raise DataError(f"'{folder}' was converted by another version of hepx. Run `hepx convert` again.")
         self.layout = Layout.from_dict(self.manifest["layout"])
-        self.split = SplitSettings(fractions=tuple(self.manifest["split"]))
+        noted = self.manifest["split"]
+        self.split = split or (FoldSettings if "folds" in noted else SplitSettings).model_validate(noted)
 
     def load(self, split: str | None = None) -> GraphBatch:
         """All events, or those of one split (train, validation, test), as one GraphBatch."""
-        batches = [self._shard(shard["name"]) for shard in self.manifest["shards"] if shard["events"]]
-        if split is not None:
-            wanted = SPLITS.index(split)
-            batches = [batch[split_index(batch.event_id.numpy(), self.split) == wanted] for batch in batches]
-        graphs = concatenate(batches)
+        names = [shard["name"] for shard in self.manifest["shards"] if shard["events"]]
+        graphs = concatenate([self._of_split(self._shard(name), split) for name in names])
         if len(graphs) == 0:
-            raise DataError(f"the {split} split of '{self.folder}' is empty; change data.split.fractions.")
+            raise DataError(f"the {split} split of '{self.folder}' is empty; change data.split.")
         return graphs
 
-    def check_unique(self) -> None:
-        """DataError if an event occurs twice (the same file under two names, or overlapping samples)."""
-        ids = self.load().event_id.numpy()
-        unique, counts = np.unique(ids, return_counts=True)
-        if len(unique) < len(ids):
-            example = int(unique[np.argmax(counts)])
-            raise DataError(
-                f"{len(ids) - len(unique)} events occur more than once, for example channel {example // 10**12} "
-                f"event {example % 10**12}. Remove the repeated file or sample from data.samples."
-            )
+    def batches(self, split: str | None, batch_size: int, seed: int) -> Iterator[GraphBatch]:
+        """The events of one split in an order that `seed` decides, without loading them all; the last batch is smaller.
+
+        Blocks of neighbouring events are read in random order and many of them are shuffled into one another, so a
+        batch mixes all samples while the disk is read in pieces that are worth a seek.
+        """
+        rng = np.random.default_rng(seed)
+        shards = [shard for shard in self.manifest["shards"] if shard["events"]]
+        sizes = [-(-shard["events"] // BLOCK) for shard in shards]
+        blocks = np.stack([np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes])])
+        blocks = blocks[:, rng.permutation(blocks.shape[1])]
+        left: list[GraphBatch] = []
+        for first in range(0, blocks.shape[1], BLOCKS_AT_ONCE):
+            chosen = blocks[:, first : first + BLOCKS_AT_ONCE]
+            for number in np.unique(chosen[0]):
+                shard = self._shard(shards[number]["name"])
+                starts = chosen[1, chosen[0] == number] * BLOCK
+                left += [self._of_split(shard[start : start + BLOCK], split) for start in starts]
+            graphs = concatenate(left)
+            graphs = graphs[torch.from_numpy(rng.permutation(len(graphs)))]
+            whole = len(graphs) - len(graphs) % batch_size
+            for start in range(0, whole, batch_size):
+                yield graphs[start : start + batch_size]
+            left = [graphs[whole:]]
+        if left and len(left[0]):
+            yield left[0]
+
+    def _of_split(self, graphs: GraphBatch, split: str | None) -> GraphBatch:
+        if split is None:
+            return graphs
+        found = split_index(graphs.event_id.numpy(), self.split) == SPLITS.index(split)
+        return graphs[torch.from_numpy(found)]
 
     def _shard(self, name: str) -> GraphBatch:
         with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:

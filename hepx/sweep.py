@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import csv
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
 from pydantic import Field
 
-from hepx import files
+from hepx import files, metrics
 from hepx.config import Settings, apply_overrides, load, parse
 from hepx.errors import ConfigError
 from hepx.run import Run, RunSettings
 
 log = logging.getLogger(__name__)
 
+Array = npt.NDArray[np.float64]
+EXTRA = ("accuracy", "precision", "recall", "f1", "parameters")
+
 
 class SweepSettings(Settings):
     """A base config, seeds, and variants: name -> overrides of the base, as on the command line. Differences are taken
-    to the variant `reference`, seed by seed."""
+    to the variant `reference`, seed by seed and event by event."""
 
     name: str
     base: str
     seeds: tuple[int, ...] = Field(min_length=2)
     reference: str
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One classifier over the seeds S: AUC [S], AUC of bootstrap replicas of the test events [S, R], other numbers."""
+
+    auc: Array
+    replicas: Array
+    extra: dict[str, float]
 
 
 def sweep(path: Path, overrides: list[str], root: Path) -> list[dict[str, Any]]:
@@ -39,14 +54,14 @@ def sweep(path: Path, overrides: list[str], root: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"config '{path}': the reference '{settings.reference}' is not one of the variants.")
     folder = root / settings.name
     (folder / "dataset").mkdir(parents=True, exist_ok=True)
-    results: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, list[Path]] = {}
     for variant, changes in settings.variants.items():
         for seed in settings.seeds:
             run = _member(settings, folder, variant, changes, seed)
             log.info("%s, seed %d", variant, seed)
             run.execute("evaluate")
-            results.setdefault(variant, []).append(files.read_json(run.folder / "metrics.json"))
-    table = summarise(results, settings.reference)
+            runs.setdefault(variant, []).append(run.folder)
+    table = _table(runs, settings.reference)
     with files.atomic(folder / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()
@@ -65,40 +80,43 @@ def _member(settings: SweepSettings, folder: Path, variant: str, changes: dict[s
     return Run.create(folder / name, parse(RunSettings, values, f"variant '{variant}' of sweep '{settings.name}'"))
 
 
-def summarise(results: dict[str, list[dict[str, Any]]], reference: str) -> list[dict[str, Any]]:
-    """One row per variant and per reference tree: mean over seeds, spread of the seeds, error of the test events
-    (bootstrap), and the difference to the reference variant.
+def _table(runs: dict[str, list[Path]], reference: str) -> list[dict[str, Any]]:
+    """A row per variant, then one per reference classifier that the runs of the reference variant hold."""
+    entries = {variant: _entry(folders, "score") for variant, folders in runs.items()}
+    for other in files.read_json(runs[reference][0] / "metrics.json")["references"]:
+        entries[other["name"]] = _entry(runs[reference], other["column"])
+    return [compare(name, entry, entries[reference]) for name, entry in entries.items()]
 
-    The error of a difference joins the spread of the paired differences over √seeds.
+
+def _entry(folders: list[Path], column: str) -> Entry:
+    """One classifier from the saved scores of its runs; the test events are the same in all of them."""
+    auc, replicas = [], []
+    for folder in folders:
+        table = pq.read_table(folder / "scores.parquet", columns=["label", "weight", column])
+        y, weight, score = (table[name].to_numpy() for name in ("label", "weight", column))
+        auc.append(metrics.auc(y, score, weight))
+        replicas.append(metrics.bootstrap_auc(y, score, weight))
+    saved = [files.read_json(folder / "metrics.json") for folder in folders]
+    extra = {name: float(np.mean([values[name] for values in saved])) for name in EXTRA} if column == "score" else {}
+    return Entry(np.array(auc), np.array(replicas), extra)
+
+
+def compare(name: str, entry: Entry, reference: Entry) -> dict[str, Any]:
+    """Mean AUC with the spread of the seeds and the error of the test events, and the difference to the reference.
+
+    The error of a difference joins in quadrature the spread of the seed-by-seed differences over √seeds and the
+    spread of the difference over common bootstrap replicas of the test events.
     """
-    columns = {variant: _columns(runs, "auc") for variant, runs in results.items()}
-    for number, tree in enumerate(results[reference][0]["references"]):
-        runs = [run["references"][number] for run in results[reference]]
-        columns[tree["name"]] = {"auc": [run["auc"] for run in runs], "test_error": [run["error"] for run in runs]}
-    base = np.array(columns[reference]["auc"])
-    return [_row(name, values, base) for name, values in columns.items()]
-
-
-def _columns(runs: list[dict[str, Any]], name: str) -> dict[str, list[float]]:
+    difference = entry.auc - reference.auc
+    by_seed = difference.std(ddof=1) / np.sqrt(len(difference))
+    by_events = (entry.replicas.mean(0) - reference.replicas.mean(0)).std()
     return {
-        "auc": [run[name]["value"] for run in runs],
-        "test_error": [run[name]["error"] for run in runs],
-        "auc_unweighted": [run["auc_unweighted"]["value"] for run in runs],
-        **{key: [run[key] for run in runs] for key in ("accuracy", "precision", "recall", "f1", "parameters")},
-    }
-
-
-def _row(name: str, values: dict[str, list[float]], base: Any) -> dict[str, Any]:
-    auc = np.array(values["auc"])
-    difference = auc - base
-    row = {
         "variant": name,
-        "seeds": len(auc),
-        "auc": auc.mean(),
-        "seed_spread": auc.std(ddof=1),
-        "test_error": float(np.mean(values["test_error"])),
-        "difference": difference.mean(),
-        "difference_error": difference.std(ddof=1) / np.sqrt(len(auc)),
+        "seeds": len(entry.auc),
+        "auc": float(entry.auc.mean()),
+        "seed_spread": float(entry.auc.std(ddof=1)),
+        "test_error": float(entry.replicas.mean(0).std()),
+        "difference": float(difference.mean()),
+        "difference_error": float(np.hypot(by_seed, by_events)),
+        **{key: entry.extra.get(key) for key in EXTRA},
     }
-    others = ("auc_unweighted", "accuracy", "precision", "recall", "f1", "parameters")
-    return {**row, **{key: float(np.mean(values[key])) if key in values else None for key in others}}

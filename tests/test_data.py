@@ -288,7 +288,7 @@ def test_not_a_root_file_and_no_file(tmp_path: Path) -> None:
 def test_nan_and_zero_sum_of_weights(columns: dict[str, ak.Array], tmp_path: Path) -> None:
     met = np.array(columns["met"])
     met[7] = np.nan
-    with pytest.raises(DataError, match="branch met of .*: 1 of 60 values are NaN"):
+    with pytest.raises(DataError, match=r"branch met of .*: 1 of 60 values are NaN"):
         read(write(tmp_path / "a.root", {**columns, "met": met}))
     with pytest.raises(DataError, match="sum_of_weights is zero"):
         read(write(tmp_path / "b.root", {**columns, "sum_of_weights": np.zeros(NUM_EVENTS)}))
@@ -332,5 +332,5 @@ def test_unfinished_data_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_significance_missing_in_the_file_is_said(columns: dict[str, ak.Array], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no E_T\\^miss significance"):
+    with pytest.raises(DataError, match=r"no E_T\^miss significance"):
         graphs_of(write(tmp_path / "a.root", without(columns, "met_sig")))

@@ -18,7 +18,7 @@ from hepx import metrics
 from hepx.config import load, parse
 from hepx.results import AttentionMap, ExpertReport, Explanation
 from hepx.run import Run, RunSettings
-from hepx.sweep import summarise, sweep
+from hepx.sweep import Entry, compare, sweep
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "quickstart.yaml"
@@ -133,6 +133,19 @@ def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> 
     assert (runs / "killed" / "metrics.json").read_bytes() == (small / "metrics.json").read_bytes()
 
 
+def test_ctrl_c_ends_with_a_sentence(runs: Path) -> None:
+    changes = [change if not change.startswith("name=") else "name=stopped" for change in SMALL]
+    command = [sys.executable, "-m", "hepx.cli", "train", str(CONFIG), *changes, "train.epochs=50", "--runs", str(runs)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (runs / "stopped" / "checkpoints" / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, text = process.communicate()
+    assert process.returncode == 130
+    assert "stopped. The same command goes on" in text
+    assert "Traceback" not in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -180,7 +193,8 @@ def test_sweep_shares_its_data_and_pairs_by_seed(small: Path, tmp_path: Path) ->
     quoted = ", ".join(f"{name}: {value}" for name, value in changes.items())
     config.write_text(
         f"name: s\nbase: {CONFIG}\nseeds: [1, 2]\nreference: a\n"
-        f"variants:\n  a: {{{quoted}, evaluate.trees: false}}\n  b: {{model: {{name: mlp}}, train.epochs: 1, evaluate.trees: false}}\n"
+        f"variants:\n  a: {{{quoted}, evaluate.trees: false}}\n"
+        "  b: {model: {name: mlp}, train.epochs: 1, evaluate.trees: false}\n"
     )
     table = sweep(config, [], tmp_path)
     assert [row["variant"] for row in table] == ["a", "b"]
@@ -189,19 +203,17 @@ def test_sweep_shares_its_data_and_pairs_by_seed(small: Path, tmp_path: Path) ->
     assert len(list((tmp_path / "s" / "dataset").glob("*.safetensors"))) == 3
 
 
-def test_sweep_arithmetic() -> None:
-    def run(auc: float) -> dict[str, object]:
-        numbers = dict.fromkeys(("accuracy", "precision", "recall", "f1", "parameters"), 0.5)
-        return {
-            "auc": {"value": auc, "error": 0.01},
-            "auc_unweighted": {"value": auc, "error": 0},
-            "references": [],
-            **numbers,
-        }
-
-    table = summarise({"a": [run(0.9), run(0.8)], "b": [run(0.92), run(0.84)]}, "a")  # type: ignore[list-item]
-    assert table[1]["difference"] == pytest.approx(0.03)
-    assert table[1]["difference_error"] == pytest.approx(np.std([0.02, 0.04], ddof=1) / 2**0.5)
+def test_sweep_differences_are_paired_by_seed_and_event() -> None:
+    """What two classifiers share (a lucky seed, a lucky test sample) does not enter their difference."""
+    common, replicas = np.array([0.90, 0.80]), np.random.default_rng(1).normal(0.85, 0.05, (2, 500))
+    reference = Entry(common, replicas, {})
+    better = Entry(common + np.array([0.02, 0.04]), replicas + 0.03, {})
+    row = compare("better", better, reference)
+    assert row["difference"] == pytest.approx(0.03)
+    assert row["difference_error"] == pytest.approx(np.std([0.02, 0.04], ddof=1) / 2**0.5)
+    assert row["test_error"] > 0.03
+    independent = Entry(common, np.random.default_rng(2).normal(0.85, 0.05, (2, 500)), {})
+    assert compare("other", independent, reference)["difference_error"] > 0.04
 
 
 def test_a_moved_run_folder_needs_no_root_files(small: Path, tmp_path: Path) -> None:

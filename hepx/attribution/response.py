@@ -26,6 +26,7 @@ from hepx.results import Provenance, ResponseCurve
 Array = npt.NDArray[np.float64]
 BISECTIONS = 40
 FARTHEST = 12.0  # the largest distance b1–b2, in units of the original one
+FEWEST = 5  # events in a bin below which a mean has no usable error
 MAX_ETA = 2.8  # a b-jet cannot be moved out of the acceptance
 
 
@@ -61,7 +62,7 @@ class Response(Method):
         half = (points[1] - points[0]) / 2
         near = np.abs(mbb[:, None] - points) < half
         mean, error = self._means(graphs, trained, reached)
-        observed, observed_error = self._means(graphs, np.repeat(score[:, None], len(points), 1), near)
+        observed, observed_error = self._means(graphs, np.repeat(score[:, None], len(points), 1), near, FEWEST)
         return ResponseCurve(
             observable=self.observable,
             unit="GeV",
@@ -78,18 +79,14 @@ class Response(Method):
         )
 
     @staticmethod
-    def _means(graphs: GraphBatch, score: Array, keep: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
-        """Weighted mean and error per sample and point [P, Q] over the events to keep."""
+    def _means(graphs: GraphBatch, score: Array, keep: npt.NDArray[np.bool_], fewest: int = 1) -> tuple[Array, Array]:
+        """Weighted mean and error per sample and point [P, Q] over the events to keep; NaN below `fewest` events."""
         weight, sample = graphs.weight.numpy(), graphs.sample.numpy()
-        pairs = [
-            [
-                weighted_mean(score[chosen, q], weight[chosen])
-                for q in range(score.shape[1])
-                for chosen in [keep[:, q] & (sample == s)]
-            ]
-            for s in range(len(graphs.layout.samples))
-        ]
-        table = np.array(pairs)
+        table = np.full((len(graphs.layout.samples), score.shape[1], 2), np.nan)
+        for s, q in np.ndindex(table.shape[:2]):
+            chosen = keep[:, q] & (sample == s)
+            if chosen.sum() >= fewest:
+                table[s, q] = weighted_mean(score[chosen, q], weight[chosen])
         return table[..., 0], table[..., 1]
 
 

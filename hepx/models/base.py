@@ -22,12 +22,14 @@ class Trace(NamedTuple):
     """What happened inside: always returned, so that losses and analyses are plain functions of it.
 
     attention [B, L, H, N, N] (row: the node that looks); router_logits and gates [B, L, N, X]; the last axes have size
-    0 in models without attention or experts.
+    0 in models without attention or experts. load [B, L, N, X]: probability that the node uses the expert if its noise
+    were drawn again (arXiv:1701.06538, eq. 9); None where the router has no noise of its own.
     """
 
     attention: Float[Tensor, "B L H N N"]
     router_logits: Float[Tensor, "B L N X"]
     gates: Float[Tensor, "B L N X"]
+    load: Float[Tensor, "B L N X"] | None = None
 
 
 class Output(NamedTuple):

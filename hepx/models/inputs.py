@@ -23,10 +23,12 @@ _SMALL = 1e-6
 
 @dataclass(frozen=True)
 class NodeFeature:
-    """A network input of one node: the raw features it needs, and its function of x [..., N, F] and Δφ [..., N]."""
+    """A network input of one node: the raw features it needs, its function of x [..., N, F] and Δφ [..., N], and the node
+    types that have it."""
 
     needs: tuple[str, ...]
     compute: Callable[[Tensor, Tensor], Tensor]
+    types: tuple[str, ...] = NODE_TYPES
 
 
 NODE_FEATURES: dict[str, NodeFeature] = {
@@ -39,9 +41,14 @@ NODE_FEATURES: dict[str, NodeFeature] = {
     "met_significance": NodeFeature(
         ("met_significance",), lambda x, _: torch.log(x[..., MET_SIGNIFICANCE].clamp(min=0) + 1.0)
     ),
+    "pt": NodeFeature(("pt",), lambda x, _: x[..., PT]),
+    "phi": NodeFeature(("phi",), lambda x, _: x[..., PHI]),
+    "bjet_mass": NodeFeature(("mass",), lambda x, _: x[..., MASS], types=("bjet",)),
+    "linear_met_significance": NodeFeature(("met_significance",), lambda x, _: x[..., MET_SIGNIFICANCE]),
 }
-"""Inputs a config can choose. Δφ is taken to the first lepton (to the missing momentum where there is none), with its
-sign, so the inputs do not change under a rotation of the event about the beam."""
+"""Inputs a config can choose. Δφ is taken to the first lepton (to the missing momentum or the first object where there
+is none), with its sign, so the inputs do not change under a rotation of the event about the beam. The last four are the
+columns of arXiv:2501.03432: heavy tails, and an azimuth that does change under a rotation."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,18 @@ class PairKinematics:
     delta_r2: Tensor
     min_pt: Tensor
     mass2: Tensor
+    pt_product: Tensor
+    cos_phi: Tensor
+
+    @property
+    def mt2(self) -> Tensor:
+        """Transverse mass squared of massless objects, 2 pt pt (1 − cos Δφ), GeV²."""
+        return 2 * self.pt_product * (1 - self.cos_phi)
+
+    @property
+    def mct2(self) -> Tensor:
+        """Contransverse mass squared of massless objects, 2 pt pt (1 + cos Δφ), GeV² (arXiv:0802.2879)."""
+        return 2 * self.pt_product * (1 + self.cos_phi)
 
 
 def pair_kinematics(x: Float[Tensor, "... N F"], node_type: Int[Tensor, "... N"]) -> PairKinematics:
@@ -68,11 +87,11 @@ def pair_kinematics(x: Float[Tensor, "... N F"], node_type: Int[Tensor, "... N"]
     pt, mass2 = x[..., PT], x[..., MASS] ** 2
     pz = pt * torch.sinh(x[..., ETA])
     et, energy = torch.sqrt(pt**2 + mass2 + _SMALL), torch.sqrt(pt**2 + pz**2 + mass2 + _SMALL)
-    energies = torch.where(transverse > 0, _outer(et), _outer(energy))
-    product = energies - _outer(pt) * cos_phi - _outer(pz) * (1 - transverse)
+    energies, pt_product = torch.where(transverse > 0, _outer(et), _outer(energy)), _outer(pt)
+    product = energies - pt_product * cos_phi - _outer(pz) * (1 - transverse)
     pair_mass2 = mass2[..., :, None] + mass2[..., None, :] + 2 * product
     min_pt = torch.minimum(pt[..., :, None], pt[..., None, :])
-    return PairKinematics(delta_eta2 + delta_phi**2, min_pt, pair_mass2)
+    return PairKinematics(delta_eta2 + delta_phi**2, min_pt, pair_mass2, pt_product, cos_phi)
 
 
 def _outer(values: Tensor) -> Tensor:
@@ -84,12 +103,19 @@ PAIR_FEATURES: dict[str, Callable[[PairKinematics], Tensor]] = {
     "ln_delta_r": lambda pair: 0.5 * torch.log(pair.delta_r2 + 1e-4),
     "ln_kt": lambda pair: 0.5 * torch.log(pair.delta_r2 + 1e-4) + torch.log(pair.min_pt.clamp(min=1e-3)),
     "ln_m2": lambda pair: torch.log(pair.mass2.clamp(min=1e-2)),
+    "ln_mt2": lambda pair: torch.log(pair.mt2.clamp(min=1e-2)),
+    "ln_mct2": lambda pair: torch.log(pair.mct2.clamp(min=1e-2)),
 }
-"""Pair inputs of arXiv:2202.03772 (eq. 3) that a config can choose."""
+"""Pair inputs a config can choose: those of arXiv:2202.03772 (eq. 3), and the two transverse masses that Wh searches cut
+on."""
 
 
 class Inputs(nn.Module):
-    """Computes and standardises the network's inputs. Mean and spread come from the training events (`fit`)."""
+    """Computes and standardises the network's inputs. Mean and spread come from the training events (`fit`).
+
+    `missing_flags` gives each feature a second column, 1 where the node type does not have it, and fills the feature with
+    0 before standardising, as the public code of arXiv:2501.03432 does; the flags amount to a code of the node type.
+    """
 
     num_features: int
     num_pair_features: int
@@ -99,7 +125,9 @@ class Inputs(nn.Module):
     pair_std: Tensor
     defined: Tensor
 
-    def __init__(self, layout: Layout, features: Sequence[str], pair_features: Sequence[str]) -> None:
+    def __init__(
+        self, layout: Layout, features: Sequence[str], pair_features: Sequence[str], missing_flags: bool = False
+    ) -> None:
         super().__init__()
         for name in features:
             if name not in NODE_FEATURES:
@@ -108,23 +136,32 @@ class Inputs(nn.Module):
             if name not in PAIR_FEATURES:
                 raise ConfigError(f"unknown pair feature '{name}'; {closest(name, PAIR_FEATURES)}")
         self.features, self.pair_features = tuple(features), tuple(pair_features)
-        self.num_features, self.num_pair_features = len(features), len(pair_features)
-        met = layout.types.index("met") if "met" in layout.types else 0
-        self._reference = layout.types.index("lepton") if "lepton" in layout.types else met
-        self._fallback = met
-        defined = [[set(NODE_FEATURES[f].needs) <= set(DEFINED[t]) for f in features] for t in NODE_TYPES]
+        self.missing_flags = missing_flags
+        self.num_features, self.num_pair_features = len(features) * (1 + missing_flags), len(pair_features)
+        kinds = [layout.types.index(name) for name in ("lepton", "met") if name in layout.types]
+        self._references = [*kinds, *(slot for slot in range(len(layout.types)) if slot not in kinds)]
+        chosen = [NODE_FEATURES[name] for name in features]
+        defined = [[t in f.types and set(f.needs) <= set(DEFINED[t]) for f in chosen] for t in NODE_TYPES]
         self.register_buffer("defined", torch.tensor(defined, dtype=torch.float32))
         self.register_buffer("mean", torch.zeros(self.num_features))
         self.register_buffer("std", torch.ones(self.num_features))
         self.register_buffer("pair_mean", torch.zeros(self.num_pair_features))
         self.register_buffer("pair_std", torch.ones(self.num_pair_features))
 
-    def raw_nodes(self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"]) -> Float[Tensor, "*B N F2"]:
+    def raw_nodes(
+        self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]
+    ) -> Float[Tensor, "*B N F2"]:
         """Node features before standardisation."""
         phi = x[..., PHI]
-        reference = torch.where(mask[..., self._reference], phi[..., self._reference], phi[..., self._fallback])
+        reference = phi[..., self._references[-1]]
+        for slot in reversed(self._references[:-1]):
+            reference = torch.where(mask[..., slot], phi[..., slot], reference)
         delta_phi = phi - reference[..., None]
-        return torch.stack([NODE_FEATURES[name].compute(x, delta_phi) for name in self.features], dim=-1)
+        values = torch.stack([NODE_FEATURES[name].compute(x, delta_phi) for name in self.features], dim=-1)
+        if not self.missing_flags:
+            return values
+        defined = self.defined[node_type]
+        return torch.stack([values * defined, 1 - defined], dim=-1).flatten(-2)
 
     def raw_pairs(self, x: Float[Tensor, "*B N F"], node_type: Int[Tensor, "*B N"]) -> Float[Tensor, "*B N N P"]:
         """Pair features before standardisation."""
@@ -134,9 +171,13 @@ class Inputs(nn.Module):
     def nodes(
         self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]
     ) -> Float[Tensor, "*B N F2"]:
-        """Standardised node features; exactly 0 where the object is absent or the feature undefined for its type."""
-        valid = self.defined[node_type] * mask[..., None]
-        return (self.raw_nodes(x, mask) - self.mean) / self.std * valid
+        """Standardised node features; exactly 0 where the object is absent or the feature undefined for its type (with
+        missing flags: what 0 becomes)."""
+        return (self.raw_nodes(x, mask, node_type) - self.mean) / self.std * self._valid(mask, node_type)
+
+    def _valid(self, mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]) -> Float[Tensor, "*B N F2"]:
+        present = mask[..., None].to(self.defined.dtype)
+        return present if self.missing_flags else self.defined[node_type] * present
 
     def pairs(
         self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]
@@ -149,8 +190,8 @@ class Inputs(nn.Module):
     def fit(self, graphs: GraphBatch, weight: Float[Tensor, "B"]) -> None:
         """Set mean and spread from training events, weighted with |weight|: a scale must not depend on signs."""
         weight = weight.abs().to(torch.float64)
-        nodes = self.raw_nodes(graphs.x, graphs.mask).to(torch.float64)
-        valid = self.defined[graphs.node_type] * graphs.mask[..., None] * weight[:, None, None]
+        nodes = self.raw_nodes(graphs.x, graphs.mask, graphs.node_type).to(torch.float64)
+        valid = self._valid(graphs.mask, graphs.node_type) * weight[:, None, None]
         self.mean, self.std = _moments(nodes, valid, (0, 1))
         if self.num_pair_features:
             pairs = self.raw_pairs(graphs.x, graphs.node_type).to(torch.float64)
