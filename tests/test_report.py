@@ -245,7 +245,7 @@ def make_dataset(samples: Sequence[str] = SAMPLES, slots: Sequence[str] = SLOTS)
             "labels": (1,) + (0,) * (len(samples) - 1),
         },
         "luminosity": 139.0,
-        "split": [0.6, 0.2, 0.2],
+        "split": {"fractions": [0.6, 0.2, 0.2]},
         "sources": [
             {"path": f"data/{n}.root", "tree": "analysis", "num_events": 8000, "uuid": f"1f-{n}", "size": 2100000}
             for n in samples

@@ -123,17 +123,17 @@ FIGURES: dict[str, Figure] = {
     ),
     "links": Figure(
         "Which observables do the attributions follow?",
-        "For each observable: the summed attribution of the objects it is made of, averaged in bins of the observable; "
-        "the bar is the spread of these averages, with its bootstrap error. Orange: what the shuffled observable stays "
-        "below 95 times out of 100. Grey bars do not exceed it. A link is a correlation: observables share objects, "
-        "and their distributions differ between the processes.",
+        "For each observable: the summed attribution of the objects it is made of, averaged in bins of the observable "
+        "inside each process; the bar is the spread of these averages (root mean square over the processes), with its "
+        "bootstrap error. Orange: what the observable shuffled inside each process stays below 95 times out of 100. "
+        "Grey bars do not exceed it. A link is a correlation: observables share objects.",
         ("links",),
         figures_objects.links,
     ),
     "response": Figure(
         "Response of the score",
         "Mean score when the observable is set to a value by moving one object (line; band: standard error over the "
-        "events), beside the events as they are (points; the errors of points of very few events are not reliable) "
+        "events), beside the events as they are (points; bins of fewer than five events are left out) "
         "and the same experiment on an untrained model (dashed). Below: share of the events that can be moved there; "
         "the mean is over these. Where line and points differ, events at different values of the observable differ in "
         "other ways too.",

@@ -112,11 +112,19 @@ def _strongest_link(saved: Saved) -> Markup:
     if not above:
         return Markup("no observable more than a shuffled one")
     best = max(above, key=lambda link: link.strength)
-    return Markup(
-        f"{observable_html(best.observable)} most ({_objects(best)}): their mean attribution varies by "
-        f"{plus_minus(best.strength, best.error)} logit with it, by {number(best.null, 2)} when shuffled (95 %); "
-        f"{len(above)} of {len(saved.links)} observables exceed their null"
+    rivals = [link for link in above if link is not best and _close(link, best)]
+    also = (
+        f"; not distinguishable from it: {', '.join(observable_html(r.observable) for r in rivals)}" if rivals else ""
     )
+    return Markup(
+        f"{observable_html(best.observable)} most: inside a process the mean attribution of {_objects(best)} varies by "
+        f"{plus_minus(best.strength, best.error)} logit with it, by {number(best.null, 2)} when shuffled (95 %){also}"
+    )
+
+
+def _close(first: ObservableLink, second: ObservableLink) -> bool:
+    error = (first.error**2 + second.error**2) ** 0.5
+    return abs(first.strength - second.strength) < SIGNIFICANT * error
 
 
 def _objects(link: ObservableLink) -> str:
@@ -144,12 +152,19 @@ def _facts(saved: Saved) -> tuple[tuple[str, str], ...]:
         "model": f"{values['model'].replace('_', ' ')}, {count(values['parameters'])} parameters",
         "seed": values["seed"],
         "luminosity": f"{saved.luminosity:g} fb⁻¹",
-        "split": " / ".join(f"{share:g}" for share in saved.dataset["split"]) + " (train, validation, test)",
+        "split": _split(saved.dataset["split"]),
     }
     facts |= {name: value for name, value in shared_provenance(saved).items() if name not in facts}
     for name, value in (saved.provenance or {}).items():
         facts.setdefault(name, named_values(value) if isinstance(value, dict) else value)
     return tuple((name, str(value)) for name, value in facts.items())
+
+
+def _split(split: dict[str, Any]) -> str:
+    """How the events are split, in words."""
+    if "folds" in split:
+        return f"fold {split['fold']} of {split['folds']} by event number"
+    return " / ".join(f"{share:g}" for share in split["fractions"]) + " (train, validation, test), by event number"
 
 
 def _problems(saved: Saved) -> list[str]:
