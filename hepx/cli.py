@@ -16,6 +16,7 @@ from hepx.errors import HepxError, StoppedError
 
 if TYPE_CHECKING:
     from hepx.run import Run
+    from hepx.store import Execution
 
 log = logging.getLogger("hepx")
 
@@ -67,11 +68,12 @@ def _resumable() -> Iterator[None]:
         raise StoppedError("stopped. The same command goes on after the last finished epoch or stage.") from error
 
 
-def _run(target: Path, overrides: list[str] | None, runs: Path, last: str) -> Run:
+def _run(target: Path, overrides: list[str] | None, runs: Path, last: str, execution: Execution | None = None) -> Run:
     """Open the run, log into its log.txt, and carry out the stages up to `last`."""
     from hepx.run import Run
 
     run = Run.from_config(target, overrides or [], runs)
+    run.execution = execution or run.execution
     file = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
@@ -98,10 +100,28 @@ def run(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) 
     typer.echo(f"report: {done.folder / 'report.html'}")
 
 
-@app.command(epilog="Example:  hepx convert configs/quickstart.yaml")
-def convert(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+@app.command(
+    epilog="Examples:\n\n  hepx convert configs/quickstart.yaml --workers 4\n\n"
+    "  hepx convert configs/quickstart.yaml --dask slurm --workers 20 --skip-bad-files\n\n"
+    "The result does not depend on who does the work. A stopped conversion goes on where it stopped."
+)
+def convert(
+    target: Target,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, or batch jobs with --dask.")] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option("--dask", metavar="ADDRESS|slurm|htcondor", help="Work on a Dask cluster (extra `dask`)."),
+    ] = None,
+    skip_bad_files: Annotated[
+        bool, typer.Option("--skip-bad-files", help="Leave out files that cannot be read; dataset.json lists them.")
+    ] = False,
+) -> None:
     """Turn ROOT files into graphs on disk."""
-    done = _run(target, overrides, runs, "convert")
+    from hepx.store import Execution
+
+    done = _run(target, overrides, runs, "convert", Execution(workers, dask, skip_bad_files))
     typer.echo(f"data set: {done.folder / 'dataset'}")
 
 
@@ -186,6 +206,31 @@ def simulate(
         wanted.append(parse(SimulateSettings, values, f"hepx simulate {text}"))
     for settings in wanted:
         typer.echo(generate(settings, output / f"{settings.process}.root"))
+
+
+@app.command(
+    epilog="Examples:\n\n  hepx inspect data/ttbar.root\n\n  hepx inspect my.root --schema physlite\n\n"
+    "  hepx inspect my.root --write-schema my.yaml           a schema to fill in; then --schema my.yaml"
+)
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A ROOT file, or a table that pandas wrote as HDF5.")],
+    schema: Annotated[str, typer.Option("--schema", help="Only this schema: a name, or the path of a YAML file.")] = "",
+    write_schema: Annotated[Path | None, typer.Option("--write-schema", help="Write a starter schema here.")] = None,
+    tree: Annotated[str, typer.Option("--tree", help="Tree of the starter schema; else the widest one.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="List every branch.")] = False,
+) -> None:
+    """Show the trees and branches of a file and which schema fits it."""
+    from hepx import events
+    from hepx.schemas import SCHEMAS, load_schema
+
+    report = events.inspect(file, {schema: load_schema(schema)} if schema else SCHEMAS, every)
+    for line in events.describe(report):
+        typer.echo(line)
+    if write_schema:
+        events.write_starter(report, tree, write_schema)
+        typer.echo(f"starter schema: {write_schema}; fill it in, then: hepx inspect {file} --schema {write_schema}")
+    elif schema:
+        events.inspect_file(file, load_schema(schema))
 
 
 def _call(command: Callable[[], object], debug: bool) -> int:

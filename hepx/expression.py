@@ -1,6 +1,7 @@
 """Safe selection expressions such as `n_lepton == 1 and 100 < mbb < 140`: parsed, never passed to eval.
 
-Allowed: names, numbers, comparisons (also chained), `and`, `or`, `not`, `+ - * /`, parentheses and `abs(...)`.
+Allowed: names, numbers, comparisons (also chained), `and`, `or`, `not`, `+ - * / %`, parentheses and the functions
+`abs(...)`, `log(...)`, `sqrt(...)`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
 }
+_FUNCTIONS: dict[str, Callable[[Any], Any]] = {"abs": np.abs, "log": np.log, "sqrt": np.sqrt}
 _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -60,7 +63,7 @@ def names(expression: str) -> set[str]:
     ['eta', 'pt']
     """
     found = {node.id for node in ast.walk(_parse(expression)) if isinstance(node, ast.Name)}
-    return found - {"abs"}
+    return found - set(_FUNCTIONS)
 
 
 def _parse(expression: str) -> ast.expr:
@@ -102,9 +105,9 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any], expression: str) -> Any
             for compare, left, right in zip(ops[1:], terms[1:], terms[2:], strict=False):
                 result = np.logical_and(result, _COMPARE[type(compare)](left, right))
             return result
-        case ast.Call(func=ast.Name(id="abs"), args=[argument], keywords=[]):
-            return np.abs(inner(argument))
+        case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in _FUNCTIONS:
+            return _FUNCTIONS[name](inner(argument))
     raise ConfigError(
         f"selection '{expression}': '{ast.unparse(node)}' is not allowed; "
-        "use names, numbers, comparisons, and/or/not, + - * / and abs()."
+        "use names, numbers, comparisons, and/or/not, + - * / %, abs(), log() and sqrt()."
     )

@@ -33,6 +33,8 @@ DEFINED = {
     "met": ("pt", "phi", "met_significance"),
 }
 """Which raw features a node type has; the others are 0 in `x` and never reach the network."""
+_PYG_NODE = ("x", "node_type", "object_id", "truth_parent", "slot")  # attributes of a PyG Data: of each node
+_PYG_EVENT = ("y", "weight", "sample", "event_id", "observables")  # and of the event
 _FIRST_INDEX = {"jet": 0, "lepton": 100, "met": 200}  # ranges of object_index; jets and b-jets are the same objects
 
 
@@ -153,6 +155,8 @@ class GraphBatch:
 
     def __getitem__(self, index: Any) -> GraphBatch:
         """Events at `index`: a slice, a mask or positions."""
+        if isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim == 1:
+            return self._map(lambda tensor: tensor.index_select(0, index))  # several times faster than tensor[index]
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> GraphBatch:
@@ -258,3 +262,78 @@ def _rank_in_event(allowed: Any, row: Any) -> Any:
     first = np.concatenate([[True], row[1:] != row[:-1]]) if len(row) else np.zeros(0, dtype=bool)
     before = np.where(first, running - allowed, 0)
     return running - allowed - np.maximum.accumulate(before) if len(row) else running
+
+
+def to_pyg(graphs: GraphBatch, self_loops: bool = False) -> list[Any]:
+    """One torch_geometric `Data` per event: present nodes only, every node joined to every other (and to itself).
+
+    Node attributes: x [n, F], node_type, object_id, truth_parent and slot [n]; event attributes: y, weight, sample,
+    event_id [1] and observables [1, V]. `from_pyg` is the exact inverse. (No name holds the word index: PyG would add
+    the number of nodes to it when it joins events to a batch.)
+    """
+    from torch_geometric.data import Data
+
+    counts = graphs.mask.sum(1).tolist()
+    slot = torch.arange(graphs.mask.shape[1]).expand_as(graphs.mask)
+    nodes = {name: getattr(graphs, name)[graphs.mask].split(counts) for name in ("x", "node_type", "truth_parent")}
+    nodes["object_id"] = graphs.object_index[graphs.mask].split(counts)
+    nodes["slot"] = slot[graphs.mask].split(counts)
+    each = {name: getattr(graphs, name).split(1) for name in _PYG_EVENT}
+    edges = {count: _complete_graph(count, self_loops) for count in set(counts)}
+    columns = nodes | each
+    return [
+        Data(edge_index=edges[count].clone(), **dict(zip(columns, values, strict=True)))
+        for count, *values in zip(counts, *columns.values(), strict=True)
+    ]
+
+
+def from_pyg(data: Sequence[Any], layout: Layout) -> GraphBatch:
+    """Inverse of `to_pyg`: `Data` objects with its attributes -> GraphBatch. Edges are not read: they are always all.
+
+    Raises DataError if an attribute is missing, has another length, or a node's slot does not fit the layout.
+    """
+    if not data:
+        raise DataError("from_pyg: expected at least one Data object, got an empty list.")
+    for name in (*_PYG_NODE, *_PYG_EVENT):
+        if any(name not in one for one in data):
+            raise DataError(f"from_pyg: a Data object has no attribute '{name}'; expected what to_pyg writes.")
+    joined = {name: torch.cat([one[name] for one in data]) for name in (*_PYG_NODE, *_PYG_EVENT)}
+    num_nodes = torch.tensor([len(one["slot"]) for one in data])
+    event, slot = torch.repeat_interleave(torch.arange(len(data)), num_nodes), joined["slot"]
+    types = torch.tensor([NODE_TYPES.index(name) for name in layout.types])
+    _check_pyg(joined, event, len(data), types)
+    shape = (len(data), len(types))
+
+    def scatter(values: Tensor, absent: int = 0) -> Tensor:
+        dense = torch.full((*shape, *values.shape[1:]), absent, dtype=values.dtype)
+        dense[event, slot] = values
+        return dense
+
+    return GraphBatch(
+        x=scatter(joined["x"]),
+        mask=scatter(torch.ones(len(slot), dtype=torch.bool)),
+        node_type=types.expand(shape).clone(),
+        object_index=scatter(joined["object_id"], -1),
+        truth_parent=scatter(joined["truth_parent"]),
+        **{name: joined[name] for name in _PYG_EVENT},
+        layout=layout,
+    )
+
+
+def _check_pyg(joined: dict[str, Tensor], event: Tensor, num_events: int, types: Tensor) -> None:
+    slot = joined["slot"]
+    for name, expected in {**dict.fromkeys(_PYG_NODE, len(slot)), **dict.fromkeys(_PYG_EVENT, num_events)}.items():
+        if len(joined[name]) != expected:
+            raise DataError(f"from_pyg: '{name}' has {len(joined[name])} rows, expected {expected}.")
+    if ((slot < 0) | (slot >= len(types))).any():
+        raise DataError(f"from_pyg: slots must lie in [0, {len(types)}), the slots of the layout.")
+    if not torch.equal(joined["node_type"], types[slot]):
+        raise DataError("from_pyg: a node is not of the type that its slot has in the layout.")
+    if len(torch.unique(event * len(types) + slot)) != len(slot):
+        raise DataError("from_pyg: two nodes of an event have the same slot.")
+
+
+def _complete_graph(num_nodes: int, self_loops: bool) -> Int[Tensor, "2 E"]:
+    """All ordered pairs of nodes, as an edge_index."""
+    pairs = torch.cartesian_prod(torch.arange(num_nodes), torch.arange(num_nodes)).T.reshape(2, -1)
+    return pairs if self_loops else pairs[:, pairs[0] != pairs[1]]

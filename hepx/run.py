@@ -29,7 +29,7 @@ from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
 from hepx.models import MODELS, Model, build_model
 from hepx.results import Explanation, Provenance
-from hepx.store import GraphStore
+from hepx.store import Execution, GraphStore
 from hepx.train import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class Run:
 
     def __init__(self, folder: Path, settings: RunSettings) -> None:
         self.folder, self.settings = folder, settings
+        self.execution = Execution()
 
     @classmethod
     def from_config(cls, path: Path, overrides: list[str], root: Path) -> Self:
@@ -130,7 +131,7 @@ class Run:
     def _convert(self) -> None:
         settings = self.settings
         folder = self.folder / "dataset"
-        data = store.convert(settings.data, settings.graph, folder)
+        data = store.convert(settings.data, settings.graph, folder, self.execution)
         for name, flow in data.manifest["cutflow"].items():
             log.info("%s: %d of %d events pass the selection", name, flow[-1]["events"], flow[0]["events"])
 
@@ -198,7 +199,12 @@ class Run:
     def _key(self, stage: str) -> str:
         settings = self.settings
         parts: dict[str, Any] = {
-            "convert": [settings.data.model_dump(mode="json"), settings.graph.model_dump(mode="json"), self._inputs()],
+            "convert": [
+                store.FORMAT,
+                settings.data.model_dump(mode="json"),
+                settings.graph.model_dump(mode="json"),
+                self._inputs(),
+            ],
             "train": [settings.model.model_dump(mode="json"), settings.train.model_dump(mode="json"), settings.seed],
             "evaluate": settings.evaluate.model_dump(mode="json"),
             "explain": [method.model_dump(mode="json") for method in settings.explain],

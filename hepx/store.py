@@ -7,6 +7,7 @@ changes a byte of the result. Memory does not grow with the number of events.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -25,7 +26,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field, model_validator
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hepx import events, files
 from hepx.config import Settings
@@ -43,6 +44,10 @@ ATTEMPTS = 3  # a task that kills its worker three times will do so again
 IDS_AT_ONCE = 20_000_000  # event ids compared in one pass (160 MB)
 BLOCK = 256  # neighbouring events read together when streaming
 BLOCKS_AT_ONCE = 256  # blocks shuffled into one another when streaming
+KILLED = (
+    "convert: workers were killed again and again without finishing a task, perhaps for lack of memory. "
+    "The same command, with fewer --workers, goes on where it stopped."
+)
 JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
 
 Int64 = npt.NDArray[np.int64]
@@ -147,7 +152,7 @@ def convert(
     execution = execution or Execution()
     schema = load_schema(data.schema_name)
     labels = [sample.label for sample in data.samples.values()]
-    layout = make_layout(graph, list(data.samples), labels, list(schema.columns))
+    layout = make_layout(graph, list(data.samples), labels, events.column_names(schema, data))
     job = Job(data, graph, schema, layout, Path.cwd(), folder.absolute())
     inputs = _inspect(job, execution.skip_bad_files)
     tasks = _plan(job, inputs)
@@ -191,14 +196,12 @@ def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
 def _plan(job: Job, inputs: Sequence[InputFile]) -> list[Task]:
     """Cut the files into tasks. A recipe holds all that decides about the bytes of a shard, and nothing else: a new
     file or another split leaves the finished shards as they are."""
-    shared = job.data.model_dump(include={"luminosity", "select", "select_jets", "select_leptons", "btag_cut"})
+    shared = job.data.model_dump(exclude={"samples", "split"})
     shared |= {"graph": job.graph.model_dump(), "schema": job.schema.model_dump(), "layout": job.layout.to_dict()}
     tasks = []
     for number, one in enumerate(inputs):
         if one.source is None:
             continue
-        if one.source.num_events == 0:
-            log.warning("sample '%s': %s holds no events", one.sample, one.path)
         sample = job.data.samples[one.sample].model_dump(exclude={"files"})
         for start in range(0, one.source.num_events, events.EVENTS_PER_STEP):
             stop = min(start + events.EVENTS_PER_STEP, one.source.num_events)
@@ -242,10 +245,14 @@ def _carry_out(
 
 def _attempt(job: Job, task: Task) -> str | None:
     """Do a task; returns what is wrong with the file, or None. Other errors are not the file's and are raised."""
+    gc.freeze()
     try:
         _convert_task(job, task)
     except DataError as error:
         return str(error)
+    finally:
+        gc.collect()  # an open ROOT file is a reference cycle with its arrays: without this, memory grows task by task
+        gc.unfreeze()
     return None
 
 
@@ -262,7 +269,7 @@ def _convert_task(job: Job, task: Task) -> None:
         flows.append([asdict(cut) for cut in flow])
     graphs = concatenate(batches)
     with files.atomic(shard) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}, temporary)
+        temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}))
     part = {"sample": task.sample, "events": len(graphs), "cutflow": _sum_cutflow(flows), "recipe": task.recipe}
     files.write_json(note, part)
 
@@ -297,11 +304,7 @@ def _in_processes(work: Work, tasks: Sequence[Task], workers: int) -> Outcomes:
         except BrokenProcessPool as error:
             failures = 0 if done else failures + 1
             if failures == ATTEMPTS:
-                raise DataError(
-                    f"convert: worker processes were killed {ATTEMPTS} times without finishing a task, perhaps for "
-                    f"lack of memory; {len(left)} of {len(tasks)} tasks are left. The same command with fewer "
-                    "--workers goes on with them."
-                ) from error
+                raise DataError(KILLED) from error
             log.warning("convert: a worker process was killed; its tasks are started again")
         finally:
             pool.shutdown(cancel_futures=True)
@@ -317,17 +320,18 @@ def _on_dask(work: Work, tasks: Sequence[Task], where: str, workers: int) -> Out
             address = stack.enter_context(_batch_cluster(where))
             address.scale(jobs=workers)
         try:
-            client = stack.enter_context(distributed.Client(address, set_as_default=False))
+            client = stack.enter_context(distributed.Client(address))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"--dask {where}: no Dask scheduler answers there ({error}). "
                 f"Give its address, for example tcp://host:8786, or one of: {', '.join(JOBQUEUES)}."
             ) from error
-        names = [task.shard for task in tasks]
-        futures = client.map(work, tasks, key=names, pure=False, retries=0)
-        by_name = {future.key: task for future, task in zip(futures, tasks, strict=True)}
-        for future, outcome in distributed.as_completed(futures, with_results=True):
-            yield by_name[future.key], outcome
+        futures = dict(zip(client.map(work, tasks, pure=False), tasks, strict=True))
+        try:
+            for future, outcome in distributed.as_completed(futures, with_results=True):
+                yield futures[future], outcome
+        except distributed.KilledWorker as error:
+            raise DataError(KILLED) from error
 
 
 def _batch_cluster(system: str) -> Any:
@@ -349,20 +353,13 @@ def _import_dask(name: str) -> Any:
 
 def _say_skipped(inputs: Sequence[InputFile]) -> None:
     """Log what was left out; DataError if nothing of a sample is left."""
+    for one in inputs:
+        if one.problem:
+            log.warning("sample '%s': skipped, its weights are not scaled up for it: %s", one.sample, one.problem)
     for name in dict.fromkeys(one.sample for one in inputs):
-        found = [one for one in inputs if one.sample == name]
-        bad = [one for one in found if one.problem]
-        for one in bad:
-            log.warning("sample '%s': skipped %s: %s", name, one.path, one.problem)
-        if len(bad) == len(found):
-            raise DataError(f"sample '{name}': every file was skipped ({len(bad)}); the first: {bad[0].problem}")
-        if bad:
-            log.warning(
-                "sample '%s': %d of %d files skipped. The weights are not scaled up for the missing events.",
-                name,
-                len(bad),
-                len(found),
-            )
+        problems = [one.problem for one in inputs if one.sample == name]
+        if all(problems):
+            raise DataError(f"sample '{name}': every file was skipped ({len(problems)}); the first: {problems[0]}")
 
 
 def _cutflow(job: Job, tasks: Sequence[Task], parts: dict[str, Part]) -> dict[str, list[dict[str, Any]]]:
@@ -370,8 +367,6 @@ def _cutflow(job: Job, tasks: Sequence[Task], parts: dict[str, Part]) -> dict[st
     flows = {}
     for name in job.data.samples:
         flow = flows[name] = _sum_cutflow([parts[task.shard]["cutflow"] for task in tasks if task.sample == name])
-        if not flow:
-            raise DataError(f"sample '{name}': its files hold no events. Mend data.samples.{name}.files.")
         if flow[-1]["events"] == 0:
             steps = ", ".join(f"{cut['name']}: {cut['events']}" for cut in flow)
             raise DataError(f"sample '{name}': the selection leaves no event ({steps}). Loosen data.select.")
@@ -409,15 +404,18 @@ def _refuse_repeated(folder: Path, tasks: Sequence[Task], parts: dict[str, Part]
     if num_repeated:
         paths = dict.fromkeys(task.path for task in tasks if example in _event_ids(folder, task.shard))
         raise DataError(
-            f"{num_repeated} events occur more than once, for example channel {example // events.EVENT_NUMBERS} "
-            f"event {example % events.EVENT_NUMBERS} in {' and '.join(paths)}. Remove the repeated file or sample from "
-            "data.samples."
+            f"{num_repeated} events occur more than once, for example {_in_words(example)} in {' and '.join(paths)}. "
+            "Remove the repeated file or sample from data.samples."
         )
 
 
 def _event_ids(folder: Path, shard: str) -> Int64:
     with safe_open(folder / f"{shard}.safetensors", framework="np") as file:
         return file.get_tensor("event_id")
+
+
+def _in_words(event_id: int) -> str:
+    return f"channel {event_id // events.EVENT_NUMBERS} event {event_id % events.EVENT_NUMBERS}"
 
 
 def _remove_strays(folder: Path, tasks: Sequence[Task]) -> None:
@@ -445,8 +443,7 @@ def refuse_training_events(folder: Path, event_id: Int64) -> None:
     if len(seen):
         raise DataError(
             f"{len(seen)} of {len(event_id)} events to be evaluated were used to train the model in '{folder}', for "
-            f"example channel {seen[0] // events.EVENT_NUMBERS} event {seen[0] % events.EVENT_NUMBERS}. Evaluate on "
-            "the split the model was not trained on, or train again with this split."
+            f"example {_in_words(int(seen[0]))}. Evaluate on other events, or train again with this split."
         )
 
 

@@ -14,7 +14,7 @@ import vector
 from hepx import kinematics
 from hepx.config import parse
 from hepx.errors import ConfigError, DataError
-from hepx.events import DataSettings, SplitSettings, read_events, select
+from hepx.events import DataSettings, SplitSettings, inspect_file, read_events, select
 from hepx.graph import GraphBatch, GraphSettings, build_graphs, concatenate, make_layout
 from hepx.schemas import load_schema
 from hepx.store import SPLITS, GraphStore, convert, split_index
@@ -331,6 +331,8 @@ def test_unfinished_data_set_is_refused(tmp_path: Path) -> None:
         GraphStore(tmp_path)
 
 
-def test_significance_missing_in_the_file_is_said(columns: dict[str, ak.Array], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no E_T\^miss significance"):
-        graphs_of(write(tmp_path / "a.root", without(columns, "met_sig")))
+def test_significance_missing_in_the_file_is_computed_and_said(columns: dict[str, ak.Array], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.root", without(columns, "met_sig"))
+    graphs = graphs_of(path)
+    assert (graphs.x[:, 4, 5] > 0).all()
+    assert inspect_file(path, load_schema("atlas_open_2025")).computed == ("met_significance",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -12,20 +13,37 @@ import vector
 from torch.nn import functional
 
 from hepx.errors import ConfigError
-from hepx.graph import GraphBatch, GraphSettings, make_layout
+from hepx.graph import GraphBatch, GraphSettings, NodeSettings, make_layout
 from hepx.models import MODELS, Model, build_model, predict
+from hepx.models.gcn import GCNSettings
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.inputs import Inputs, pair_kinematics
-from hepx.models.layers import MixtureOfExperts, masked_softmax
+from hepx.models.layers import GROUPED_FROM, MixtureOfExperts, masked_softmax
+from hepx.models.paper import PaperMGTSettings
 from hepx.planted import turned
 
 TOLERANCE = 2e-5  # float32: a few thousand roundings of relative size 6e-8 on logits of order one
 
 
-@pytest.fixture(params=sorted(MODELS))
+ALL_PAIRS = ("ln_delta_r", "ln_kt", "ln_m2", "ln_mt2", "ln_mct2")
+VARIANTS: dict[str, Any] = {
+    **{name: settings() for name, (settings, _) in MODELS.items()},
+    "mgt_class_post_margin_values": MoEGraphTransformerSettings(
+        pooling="class", norm="post", gates="margin", pair_values=True
+    ),
+    "mgt_mean_soft_transverse": MoEGraphTransformerSettings(
+        pooling="mean", gates="soft", self_loops=False, pair_features=ALL_PAIRS
+    ),
+    "mgt_many_experts": MoEGraphTransformerSettings(num_experts=16, expert_dim=8),
+    "paper_shared_coded": PaperMGTSettings(shared_experts=True, laplacian_pe="fixed", attention_scores="qv"),
+    "gcn_without_self_loops": GCNSettings(self_loops=False),
+}
+"""Every model with its defaults, and every option that changes the computation at least once."""
+
+
+@pytest.fixture(params=sorted(VARIANTS))
 def model(request: pytest.FixtureRequest, toys: GraphBatch) -> Model:
-    settings = MODELS[request.param][0]()
-    model = build_model(settings, toys.layout, seed=3)
+    model = build_model(VARIANTS[request.param], toys.layout, seed=3)
     model.inputs.fit(toys, toys.weight)
     return model.eval()
 
@@ -76,7 +94,49 @@ def test_no_nan_for_extreme_or_empty_events(model: Model, toys: GraphBatch) -> N
     logits.sum().backward()
     assert torch.isfinite(logits).all()
     assert torch.isfinite(x.grad).all()
-    assert all(torch.isfinite(part).all() for part in trace)
+    assert all(torch.isfinite(part).all() for part in trace if part is not None)
+
+
+def test_no_nan_with_one_object_of_any_type_or_zero_parameters(model: Model, toys: GraphBatch) -> None:
+    few = toys[:5]
+    mask = torch.eye(5, dtype=torch.bool)
+    for zero in (False, True):
+        if zero:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.zero_()
+        model.zero_grad()
+        logits, trace = model(few.x, mask, few.node_type)
+        functional.cross_entropy(logits, torch.ones_like(few.y)).backward()  # one class is missing
+        assert torch.isfinite(logits).all()
+        assert all(torch.isfinite(part).all() for part in trace if part is not None)
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_missing_number_is_not_passed_over_in_silence(model: Model, toys: GraphBatch) -> None:
+    x = toys.x[:4].clone()
+    x[1, 3, 0] = torch.nan
+    logits = model(x, toys.mask[:4], toys.node_type[:4]).logits
+    assert logits[1].isnan().all()
+    assert torch.isfinite(logits[[0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - {"mlp", "paper_shared_coded"}))
+def test_light_jets_may_change_places(name: str, toys: GraphBatch) -> None:
+    """All but the perceptron on the flat table and the model with a code of the slot."""
+    nodes = (("bjet", 2), ("jet", 2), ("lepton", 1), ("met", 1))
+    layout = make_layout(
+        GraphSettings(nodes=tuple(NodeSettings(type=kind, max=number) for kind, number in nodes)), ["toy"], [0, 1]
+    )
+    source = [0, 1, 2, 2, 3, 4]
+    fields = {key: getattr(toys, key)[:, source] for key in ("x", "mask", "object_index", "truth_parent", "node_type")}
+    fields["x"][:, 3, :4] = fields["x"][:, 3, :4] * 0.7
+    graphs = replace(toys, **fields, layout=layout)
+    model = build_model(VARIANTS[name], layout, seed=3).eval()
+    model.inputs.fit(graphs, graphs.weight)
+    order = [0, 1, 3, 2, 4, 5]
+    swapped = replace(graphs, x=graphs.x[:, order], mask=graphs.mask[:, order])
+    torch.testing.assert_close(score(model, swapped), score(model, graphs), atol=TOLERANCE, rtol=0)
 
 
 def test_vmap_gives_the_gradient_of_each_event(model: Model, toys: GraphBatch) -> None:
@@ -127,7 +187,7 @@ def test_mixture_equals_a_loop_over_its_experts() -> None:
     torch.nn.init.normal_(moe.b1)
     torch.nn.init.normal_(moe.b2)
     h = torch.randn(3, 6, 8)
-    out, router_logits, gates = moe(h, None, None)
+    out, router_logits, gates, _ = moe(h, None, None)
     expected = torch.zeros_like(h)
     for e in range(4):
         hidden = functional.gelu(h @ moe.w1[e] + moe.b1[e])
@@ -136,6 +196,48 @@ def test_mixture_equals_a_loop_over_its_experts() -> None:
     assert ((gates > 0).sum(-1) == 2).all()
     torch.testing.assert_close(gates.sum(-1), torch.ones(3, 6))
     assert torch.equal(gates.argmax(-1), router_logits.argmax(-1))
+
+
+@pytest.mark.parametrize("gates", ["top_k", "margin"])
+def test_each_expert_on_its_own_nodes_equals_all_on_all(gates: str) -> None:
+    """Outputs and gradients, also where experts get no node; 1e-6 of float64."""
+    torch.manual_seed(0)
+    moe = MixtureOfExperts(8, 5, GROUPED_FROM, 2, 0.0, gates=gates).double()  # type: ignore[arg-type]
+    torch.nn.init.normal_(moe.b1)
+    torch.nn.init.normal_(moe.b2)
+    moe.selection_bias[3] = -torch.inf
+    h = torch.randn(3, 6, 8, dtype=torch.float64, requires_grad=True)
+    chosen = moe(h, None, None)[2]
+    counts = moe._counts(chosen)
+    assert counts is not None
+    assert counts[3] == 0
+    results = [
+        (out, *torch.autograd.grad(out.square().sum(), (h, moe.w1, moe.b2), retain_graph=True))
+        for out in (moe._grouped(h, chosen, counts), moe._dense(h, chosen), moe(h, None, None)[0])
+    ]
+    for found in results[1:]:
+        for a, b in zip(results[0], found, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_margin_gates_do_not_jump_where_an_expert_is_exchanged_and_top_k_does() -> None:
+    moes = {gates: MixtureOfExperts(4, 4, 4, 2, 0.0, gates=gates) for gates in ("top_k", "margin", "soft")}  # type: ignore[arg-type]
+    for gates, moe in moes.items():
+        logits = torch.tensor([[[2.0, 1.0, 1.0 + sign * 1e-5, 0.0]] for sign in (-1, 1)])
+        found = moe.gate(logits, logits, moe.choose(logits))
+        torch.testing.assert_close(found.sum(-1), torch.ones(2, 1))
+        assert ((found[0] - found[1]).abs().max() > 0.1) == (gates == "top_k")
+
+
+def test_pair_values_change_the_answer_and_need_pairs(toys: GraphBatch) -> None:
+    model = build_model(MoEGraphTransformerSettings(pair_values=True), toys.layout, seed=1).eval()
+    before = score(model, toys)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.pair_values.weight.zero_()
+    assert (score(model, toys) - before).abs().mean() > 1e-3
+    with pytest.raises(ValueError, match="pair_values needs pair_bias: true"):
+        MoEGraphTransformerSettings(pair_values=True, pair_bias=False)
 
 
 def test_experts_are_independent_and_the_task_reaches_the_router(toys: GraphBatch) -> None:
@@ -194,6 +296,10 @@ def test_pair_kinematics_against_vector(toys: GraphBatch) -> None:
         mass2 = (p[:, i] + p[:, j]).mass2
         np.testing.assert_allclose(kinematics.mass2[:, i, j].numpy(), mass2, rtol=1e-6, atol=1e-3)
         np.testing.assert_allclose(kinematics.delta_r2[:, i, j].numpy() ** 0.5, p[:, i].deltaR(p[:, j]), rtol=1e-6)
+    opposite = np.cos(p[:, 0].deltaphi(p[:, 1]))
+    for found, sign in ((kinematics.mt2, -1), (kinematics.mct2, 1)):
+        expected = 2 * p[:, 0].pt * p[:, 1].pt * (1 + sign * opposite)
+        np.testing.assert_allclose(found[:, 0, 1].numpy(), expected, rtol=1e-6, atol=1e-3)
     transverse = 2 * p[:, 3].pt * p[:, 4].pt * (1 - np.cos(p[:, 3].deltaphi(p[:, 4])))
     np.testing.assert_allclose(kinematics.mass2[:, 3, 4].numpy(), transverse, rtol=1e-4, atol=1e-2)
 

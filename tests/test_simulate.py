@@ -16,6 +16,7 @@ import uproot
 import vector
 from pydantic import ValidationError
 
+from hepx import kinematics
 from hepx.errors import ConfigError, HepxError
 from hepx.progress import progress
 from hepx.simulate import PROCESSES, SimulateSettings, detector, production, simulate, truth
@@ -261,14 +262,14 @@ def test_met_significance_is_the_projection_on_the_direction_of_met(rng: np.rand
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     (v_l, v_lt), (_, v_t) = rotation @ covariance @ rotation.T
     expected = met / np.sqrt(v_l * (1 - v_lt**2 / (v_l * v_t)))
-    value = detector.met_significance(np.array([px]), np.array([py]), ak.Array([phi]), ak.Array([sigma]))
+    value = kinematics.significance(np.array([px]), np.array([py]), ak.Array([phi]), ak.Array([sigma]))
     assert value[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_jet_along_met_lowers_the_significance_and_one_across_does_not() -> None:
     def significance(phi: list[float]) -> float:
         sigma = ak.Array([[20.0] * len(phi)])
-        return float(detector.met_significance(np.array([100.0]), np.array([0.0]), ak.Array([phi]) * 1.0, sigma)[0])
+        return float(kinematics.significance(np.array([100.0]), np.array([0.0]), ak.Array([phi]) * 1.0, sigma)[0])
 
     assert significance([np.pi / 2]) == pytest.approx(100 / 8.9)
     assert significance([0.0]) == pytest.approx(100 / np.hypot(8.9, 20.0))

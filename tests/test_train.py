@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from hepx import attention, experts
+from hepx import attention, experts, files
 from hepx.errors import DataError, ResultError
 from hepx.experts import expert_report, mutual_information
 from hepx.graph import GraphBatch
@@ -18,7 +19,17 @@ from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.layers import MixtureOfExperts
 from hepx.planted import MECHANISMS, plant, toy_graphs
 from hepx.results import AttentionMap, Change, ExpertReport, Provenance
-from hepx.train import TrainSettings, balance_loss, fit, load_weights, training_weights, update_selection_bias, z_loss
+from hepx.train import (
+    TrainSettings,
+    balance_loss,
+    cv2_loss,
+    fit,
+    hide_objects,
+    load_weights,
+    training_weights,
+    update_selection_bias,
+    z_loss,
+)
 
 SMALL = MoEGraphTransformerSettings(dim=16, expert_dim=8, num_heads=2)
 FAST = TrainSettings(epochs=3, batch_size=128, lr=3e-3)
@@ -71,7 +82,8 @@ def test_interrupted_training_ends_as_if_it_had_never_stopped(
 def test_every_model_learns_a_planted_threshold(name: str, tmp_path: Path) -> None:
     graphs = plant(toy_graphs(4000, 4), MECHANISMS["mt"], 5)
     model = build_model(MODELS[name][0](), graphs.layout, 1)
-    history = fit(model, graphs[:3000], graphs[3000:], TrainSettings(epochs=8, lr=3e-3), 1, tmp_path)
+    options = TrainSettings(epochs=6, batch_size=128, lr=2e-3)
+    history = fit(model, graphs[:3000], graphs[3000:], options, 1, tmp_path)
     assert max(epoch.validation_auc for epoch in history) > 0.85
 
 
@@ -111,6 +123,83 @@ def test_balance_loss_is_one_when_even_and_x_when_collapsed() -> None:
     one[..., 0] = 1
     assert float(balance_loss(trace(one, 50 * one), mask)) == pytest.approx(6)
     assert float(z_loss(trace(one, 0 * one), mask)) == pytest.approx(np.log(6) ** 2)
+
+
+def test_cv2_loss_is_zero_when_even_x_when_collapsed_and_prefers_the_smooth_load() -> None:
+    mask = torch.ones(6, 2, dtype=torch.bool)
+    even = torch.eye(6).reshape(6, 1, 1, 6).expand(6, 1, 2, 6)
+    assert float(cv2_loss(trace(even, 0 * even), mask)) == pytest.approx(0)
+    one = torch.zeros(6, 1, 2, 6)
+    one[..., 0] = 1
+    assert float(cv2_loss(trace(one, one), mask)) == pytest.approx(6)
+    assert float(cv2_loss(trace(one, one)._replace(load=even), mask)) == pytest.approx(0)
+
+
+def test_hidden_objects_are_a_flat_choice_of_the_number_of_objects() -> None:
+    mask = torch.ones(20_000, 4, dtype=torch.bool)
+    mask[:, 3] = False
+    generator = torch.Generator().manual_seed(1)
+    hidden = hide_objects(mask, 1.0, generator)
+    assert not (hidden & ~mask).any()
+    share = torch.bincount(hidden.sum(1), minlength=4) / len(mask)
+    torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.015, rtol=0)  # five standard deviations
+    half = (hide_objects(mask, 0.5, generator) == mask).all(1).double().mean()
+    assert float(half) == pytest.approx(0.5 + 0.5 * 0.25, abs=0.015)
+    assert torch.equal(hide_objects(mask, 0.0), mask)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema": 0.9, "node_dropout": 0.5, "router_noise": 0.5},
+        {"optimizer": "adam", "schedule": "step", "step_epochs": 1, "balance": "cv2", "warmup": 0.0},
+    ],
+)
+def test_training_options_train_and_restart_exactly(
+    settings: dict[str, Any], planted: GraphBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TrainSettings(epochs=3, batch_size=128, lr=3e-3, **settings)
+    whole, history = train(planted, tmp_path / "a", settings=options)
+    assert history[-1].validation_auc > 0.8  # type: ignore[attr-defined]
+    real = files.atomic
+
+    def stop(path: Path) -> Any:
+        if path.name == "last.pt" and path.exists():
+            raise KeyboardInterrupt  # at the end of the second epoch
+        return real(path)
+
+    monkeypatch.setattr(files, "atomic", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(planted, tmp_path / "b", settings=options)
+    monkeypatch.undo()
+    resumed, continued = train(planted, tmp_path / "b", settings=options)
+    assert continued == history
+    assert torch.equal(predict(resumed, planted), predict(whole, planted))
+
+
+def test_learning_rate_steps_down(planted: GraphBatch, tmp_path: Path) -> None:
+    options = TrainSettings(epochs=3, batch_size=500, lr=1e-3, schedule="step", step_epochs=1, warmup=0.0)
+    _, history = train(planted, tmp_path, settings=options)
+    assert [epoch.lr for epoch in history] == pytest.approx([1e-3, 1e-4, 1e-5])  # type: ignore[attr-defined]
+
+
+def test_training_with_hidden_objects_makes_their_removal_fair(tmp_path: Path) -> None:
+    """Without the lepton little is known about m_T: a network that has met such events says so, one that has not is
+    sure of itself and wrong. The loss of knowing nothing is ln 2 = 0.69."""
+    graphs = plant(toy_graphs(4000, 4), MECHANISMS["mt"], 5)
+    mask = graphs.mask.clone()
+    mask[:, 3] = False
+    missing = []
+    for node_dropout in (0.0, 0.5):
+        options = TrainSettings(epochs=5, batch_size=128, lr=5e-3, node_dropout=node_dropout)
+        model = build_model(SMALL, graphs.layout, 2)
+        history = fit(model, graphs[:3000], graphs[3000:], options, 2, tmp_path / str(node_dropout))
+        assert max(epoch.validation_auc for epoch in history) > 0.88
+        score = predict(model, replace(graphs, mask=mask)[3000:]).double()
+        y, weight = (graphs.y[3000:] == 1).double(), training_weights(graphs[3000:])
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(score, y, weight=weight)
+        missing.append(float(loss))
+    assert missing[1] < 0.75 < missing[0]
 
 
 def test_loss_free_balancing_evens_the_load(planted: GraphBatch) -> None:

@@ -9,14 +9,23 @@ import torch
 from hepx.config import Settings
 from hepx.graph import Layout
 from hepx.models.base import Model, Output, Trace, batches, log_odds, predict
+from hepx.models.deepsets import DeepSets, DeepSetsSettings
+from hepx.models.flaws import flaws
+from hepx.models.gcn import GCN, GCNSettings
 from hepx.models.graph_transformer import GraphTransformer, GraphTransformerSettings, MoEGraphTransformerSettings
 from hepx.models.mlp import MLP, MLPSettings
+from hepx.models.paper import PaperMGT, PaperMGTSettings
+from hepx.models.particle_transformer import ParticleTransformer, ParticleTransformerSettings
 
-__all__ = ["MODELS", "Model", "Output", "Trace", "batches", "build_model", "log_odds", "predict"]
+__all__ = ["MODELS", "Model", "Output", "Trace", "batches", "build_model", "flaws", "log_odds", "predict"]
 
 MODELS: dict[str, tuple[type[Settings], type[Any]]] = {
     "moe_graph_transformer": (MoEGraphTransformerSettings, GraphTransformer),
     "graph_transformer": (GraphTransformerSettings, GraphTransformer),
+    "paper_mgt": (PaperMGTSettings, PaperMGT),
+    "particle_transformer": (ParticleTransformerSettings, ParticleTransformer),
+    "gcn": (GCNSettings, GCN),
+    "deepsets": (DeepSetsSettings, DeepSets),
     "mlp": (MLPSettings, MLP),
 }
 """Name in the config -> (settings, model class)."""

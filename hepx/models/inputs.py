@@ -23,8 +23,8 @@ _SMALL = 1e-6
 
 @dataclass(frozen=True)
 class NodeFeature:
-    """A network input of one node: the raw features it needs, its function of x [..., N, F] and Δφ [..., N], and the node
-    types that have it."""
+    """A network input of one node: the raw features it needs, its function of x [..., N, F] and Δφ [..., N], and the
+    node types that have it."""
 
     needs: tuple[str, ...]
     compute: Callable[[Tensor, Tensor], Tensor]
@@ -106,15 +106,15 @@ PAIR_FEATURES: dict[str, Callable[[PairKinematics], Tensor]] = {
     "ln_mt2": lambda pair: torch.log(pair.mt2.clamp(min=1e-2)),
     "ln_mct2": lambda pair: torch.log(pair.mct2.clamp(min=1e-2)),
 }
-"""Pair inputs a config can choose: those of arXiv:2202.03772 (eq. 3), and the two transverse masses that Wh searches cut
-on."""
+"""Pair inputs a config can choose: those of arXiv:2202.03772 (eq. 3), and the two transverse masses that searches for
+Wh cut on."""
 
 
 class Inputs(nn.Module):
     """Computes and standardises the network's inputs. Mean and spread come from the training events (`fit`).
 
-    `missing_flags` gives each feature a second column, 1 where the node type does not have it, and fills the feature with
-    0 before standardising, as the public code of arXiv:2501.03432 does; the flags amount to a code of the node type.
+    `missing_flags` gives each feature a second column, 1 where the node type does not have it, and fills the feature
+    with 0 before standardising, as the public code of arXiv:2501.03432 does; the flags amount to a code of the type.
     """
 
     num_features: int

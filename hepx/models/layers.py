@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,33 +13,46 @@ from torch.nn import functional
 
 from hepx.graph import NODE_TYPES
 
+GROUPED_FROM = 16
+"""From this number of experts on, each runs on its own nodes only: `test_models` shows equality, the benchmark why."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "leaky_relu": functional.leaky_relu}
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention over the objects of one event that keeps its weights and takes a bias per pair.
 
-    Scores are q·k / √(D/H) + bias (arXiv:1706.03762; pair bias arXiv:2202.03772). A row without any allowed column
-    gives zeros, never NaN.
+    Scores are q·k / √(D/H) + bias (arXiv:1706.03762; pair bias arXiv:2202.03772). With `pair_dim`, what a node receives
+    from another also holds a linear map of the features of the pair (arXiv:1803.02155, eq. 3). `scores: qv` takes q·v
+    instead of q·k, as the public code of arXiv:2501.03432 did. A row without any allowed column gives zeros, never NaN.
     """
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, pair_dim: int = 0, scores: Literal["qk", "qv"] = "qk") -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.score_of_values = num_heads, scores == "qv"
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
+        self.pair_values = nn.Linear(num_heads * pair_dim, dim, bias=False) if pair_dim else None
 
     def forward(
-        self, h: Float[Tensor, "B N D"], allowed: Bool[Tensor, "B N N"], bias: Float[Tensor, "B H N N"] | None
+        self,
+        h: Float[Tensor, "B N D"],
+        allowed: Bool[Tensor, "B N N"],
+        bias: Float[Tensor, "B H N N"] | None,
+        pairs: Float[Tensor, "B N N P"] | None = None,
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N N"]]:
         """New node states and the attention weights."""
         batch, nodes, dim = h.shape
         qkv = self.qkv(h).reshape(batch, nodes, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = q @ k.transpose(-1, -2) / math.sqrt(dim // self.num_heads)
+        scores = q @ (v if self.score_of_values else k).transpose(-1, -2) / math.sqrt(dim // self.num_heads)
         if bias is not None:
             scores = scores + bias
         attention = masked_softmax(scores, allowed[:, None])
-        mixed = (attention @ v).transpose(1, 2).reshape(batch, nodes, dim)
-        return self.out(mixed), attention
+        mixed = self.out((attention @ v).transpose(1, 2).reshape(batch, nodes, dim))
+        if self.pair_values is not None and pairs is not None:
+            received = attention.permute(0, 2, 1, 3) @ pairs  # [B, N, H, P]
+            mixed = mixed + self.pair_values(received.flatten(-2))
+        return mixed, attention
 
 
 def masked_softmax(scores: Float[Tensor, "*S"], allowed: Bool[Tensor, "*#S"]) -> Float[Tensor, "*S"]:
@@ -57,59 +72,148 @@ class FeedForward(nn.Module):
 
     def forward(
         self, h: Float[Tensor, "B N D"], routing: Tensor | None, noise: Tensor | None
-    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N X"], Float[Tensor, "B N X"]]:
-        """New node states, and empty router logits and gates."""
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N X"], Float[Tensor, "B N X"], None]:
+        """New node states, empty router logits and gates, no load."""
         nothing = h[..., :0]
-        return self.net(h), nothing, nothing
+        return self.net(h), nothing, nothing, None
 
 
 class MixtureOfExperts(nn.Module):
     """Independent expert networks, K of X used per node (arXiv:1701.06538).
 
-    All experts run as two matrix products: one [D, X·h] for all first layers, the hidden units multiplied by their
-    expert's gate (0 where not chosen), one [X·h, D] for all second layers. This is exact and static. The gate of a
-    chosen expert is the softmax over the chosen router logits. `selection_bias` moves the choice, not the gates
-    (loss-free balancing, arXiv:2408.15664); training updates it.
+    Few experts run as two matrix products: one [D, X·h] for all first layers, the hidden units multiplied by their
+    expert's gate (0 where not chosen), one [X·h, D] for all second layers. This is exact and static. `selection_bias`
+    moves the choice, not the gates (loss-free balancing, arXiv:2408.15664); training updates it.
+
+    gates: `top_k`, the softmax over the chosen router logits; `margin`, the same times 1 − exp(score of the best expert
+    not chosen − score), renormalised: a gate fades to 0 before its expert is exchanged, so the output has no jump;
+    `soft`, the softmax over all experts. shared: all experts are one network. learned_noise: the noise given to
+    `forward` is scaled per node and expert by softplus of a linear map (eq. 4), also enters the gates, and a smooth
+    load is returned (eq. 9).
     """
 
     selection_bias: Tensor
 
-    def __init__(self, dim: int, expert_dim: int, num_experts: int, top_k: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        expert_dim: int,
+        num_experts: int,
+        top_k: int,
+        dropout: float,
+        gates: Literal["top_k", "margin", "soft"] = "top_k",
+        activation: Literal["gelu", "leaky_relu"] = "gelu",
+        shared: bool = False,
+        learned_noise: bool = False,
+    ) -> None:
         super().__init__()
         self.num_experts, self.top_k, self.expert_dim = num_experts, top_k, expert_dim
+        self.gate_kind, self.activation = gates, ACTIVATIONS[activation]
         self.router = nn.Linear(dim, num_experts, bias=False)
-        self.w1 = nn.Parameter(torch.empty(num_experts, dim, expert_dim))
-        self.b1 = nn.Parameter(torch.zeros(num_experts, expert_dim))
-        self.w2 = nn.Parameter(torch.empty(num_experts, expert_dim, dim))
-        self.b2 = nn.Parameter(torch.zeros(num_experts, dim))
+        self.noise_width = nn.Linear(dim, num_experts, bias=False) if learned_noise else None
+        distinct = 1 if shared else num_experts
+        self.w1 = nn.Parameter(torch.empty(distinct, dim, expert_dim))
+        self.b1 = nn.Parameter(torch.zeros(distinct, expert_dim))
+        self.w2 = nn.Parameter(torch.empty(distinct, expert_dim, dim))
+        self.b2 = nn.Parameter(torch.zeros(distinct, dim))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("selection_bias", torch.zeros(num_experts))
         for weight in (self.w1, self.w2):
             bound = 1 / math.sqrt(weight.shape[1])
             nn.init.uniform_(weight, -bound, bound)
+        if self.noise_width is not None:
+            nn.init.zeros_(self.noise_width.weight)
 
     def forward(
         self,
         h: Float[Tensor, "B N D"],
         routing: Bool[Tensor, "B N X"] | None,
         noise: Float[Tensor, "B N X"] | None,
-    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N X"], Float[Tensor, "B N X"]]:
-        """New node states, router logits and gates."""
-        router_logits = self.router(h)
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N X"], Float[Tensor, "B N X"], Float[Tensor, "B N X"] | None]:
+        """New node states, router logits, gates, and the smooth load (None without learned noise)."""
+        router_logits, load = self.router(h), None
+        scores = router_logits
+        if self.noise_width is not None:
+            width = functional.softplus(self.noise_width(h))
+            scores = scores if noise is None else scores + noise * width
+            load = self.smooth_load(router_logits, scores, width)
+        elif noise is not None:
+            scores = scores + noise
         if routing is None:
-            routing = self.choose(router_logits if noise is None else router_logits + noise)
-        gates = masked_softmax(router_logits, routing)
-        num_nodes_dim = h.shape[-1]
-        w1 = self.w1.permute(1, 0, 2).reshape(num_nodes_dim, -1)
-        hidden = functional.gelu(h @ w1 + self.b1.reshape(-1))
-        hidden = self.dropout(hidden).unflatten(-1, (self.num_experts, self.expert_dim)) * gates[..., None]
-        out = hidden.flatten(-2) @ self.w2.reshape(-1, num_nodes_dim) + gates @ self.b2
-        return out, router_logits, gates
+            routing = self.choose(scores)
+        gates = self.gate(router_logits if self.noise_width is None else scores, scores + self.selection_bias, routing)
+        return self.experts(h, gates), router_logits, gates, load
 
-    def choose(self, router_logits: Float[Tensor, "B N X"]) -> Bool[Tensor, "B N X"]:
-        """The K experts with the largest logit (plus selection bias) of each node."""
-        best = torch.topk(router_logits + self.selection_bias, self.top_k, dim=-1).indices
+    def choose(self, scores: Float[Tensor, "B N X"]) -> Bool[Tensor, "B N X"]:
+        """The K experts with the largest score (plus selection bias) of each node; all of them for soft gates."""
+        scores = scores + self.selection_bias
+        if self.gate_kind == "soft":
+            return scores > -torch.inf
+        best = torch.topk(scores, self.top_k, dim=-1).indices
         return (best[..., None] == torch.arange(self.num_experts, device=best.device)).any(-2)
+
+    def gate(
+        self, router_logits: Float[Tensor, "B N X"], scores: Float[Tensor, "B N X"], routing: Bool[Tensor, "B N X"]
+    ) -> Float[Tensor, "B N X"]:
+        """Gates of the experts in `routing`: sum 1 (0 for margin gates where none of them leads), 0 elsewhere."""
+        gates = masked_softmax(router_logits, routing)
+        if self.gate_kind != "margin":
+            return gates
+        best_left = scores.masked_fill(routing, -torch.inf).amax(-1, keepdim=True)
+        gates = gates * (1 - torch.exp((best_left - scores).clamp(max=0))) * routing
+        return gates / gates.sum(-1, keepdim=True).clamp(min=1e-6)
+
+    def smooth_load(
+        self, router_logits: Float[Tensor, "B N X"], scores: Float[Tensor, "B N X"], width: Float[Tensor, "B N X"]
+    ) -> Float[Tensor, "B N X"]:
+        """Probability Φ((logit − K-th best score of the others) / width) to be chosen if only this noise is redrawn."""
+        if self.top_k == self.num_experts:
+            return torch.ones_like(scores)
+        best = torch.topk(scores, self.top_k + 1, dim=-1).values
+        last_in, first_out = best[..., self.top_k - 1 : self.top_k], best[..., self.top_k :]
+        threshold = torch.where(scores > first_out, first_out, last_in)
+        return torch.special.ndtr((router_logits - threshold) / width)
+
+    def experts(self, h: Float[Tensor, "B N D"], gates: Float[Tensor, "B N X"]) -> Float[Tensor, "B N D"]:
+        """Gated sum of the experts' outputs."""
+        if self.num_experts >= GROUPED_FROM and self.gate_kind != "soft" and len(self.w1) > 1:
+            counts = self._counts(gates)
+            if counts is not None:
+                return self._grouped(h, gates, counts)
+        return self._dense(h, gates)
+
+    def _dense(self, h: Float[Tensor, "B N D"], gates: Float[Tensor, "B N X"]) -> Float[Tensor, "B N D"]:
+        """All experts on all nodes, in two matrix products."""
+        dim, distinct = h.shape[-1], len(self.w1)
+        if distinct < self.num_experts:
+            gates = gates.sum(-1, keepdim=True)
+        w1 = self.w1.permute(1, 0, 2).reshape(dim, -1)
+        hidden = self.activation(h @ w1 + self.b1.reshape(-1))
+        hidden = self.dropout(hidden).unflatten(-1, (distinct, self.expert_dim)) * gates[..., None]
+        return hidden.flatten(-2) @ self.w2.reshape(-1, dim) + gates @ self.b2
+
+    @staticmethod
+    def _counts(gates: Float[Tensor, "B N X"]) -> list[int] | None:
+        """Nodes per expert; None inside vmap, export and compile, where sizes must not depend on the data."""
+        if torch.compiler.is_compiling():
+            return None
+        try:
+            return (gates > 0).flatten(0, -2).sum(0).tolist()
+        except RuntimeError:  # vmap has no numbers, only tensors
+            return None
+
+    def _grouped(
+        self, h: Float[Tensor, "B N D"], gates: Float[Tensor, "B N X"], counts: list[int]
+    ) -> Float[Tensor, "B N D"]:
+        """Each expert on the nodes that chose it: sorted by expert, one matrix product after the other."""
+        flat, flat_gates = h.flatten(0, -2), gates.flatten(0, -2)
+        expert, node = (flat_gates > 0).T.nonzero(as_tuple=True)
+        outputs = []
+        for e, part in enumerate(flat[node].split(counts)):
+            hidden = self.dropout(self.activation(torch.addmm(self.b1[e], part, self.w1[e])))
+            outputs.append(torch.addmm(self.b2[e], hidden, self.w2[e]))
+        gated = torch.cat(outputs) * flat_gates[node, expert][:, None]
+        return torch.zeros_like(flat).index_add(0, node, gated).reshape(h.shape)
 
 
 class TypePool(nn.Module):
@@ -127,6 +231,47 @@ class TypePool(nn.Module):
     ) -> Float[Tensor, "B TD"]:
         """Pooled state of the event."""
         return torch.cat([mean_pool(h, mask & (node_type == kind)) for kind in self.types], dim=-1)
+
+
+class ClassPool(nn.Module):
+    """Class attention (arXiv:2103.17239, used by arXiv:2202.03772): a learned token looks at itself and the objects.
+
+    Each layer: token + attention(token; token and objects), then token + feed-forward, both pre-norm.
+    """
+
+    def __init__(self, dim: int, num_heads: int, num_layers: int, dropout: float) -> None:
+        super().__init__()
+        self.token = nn.Parameter(0.02 * torch.randn(dim))
+        self.layers = nn.ModuleList([_ClassLayer(dim, num_heads, dropout) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, h: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:
+        """Pooled state of the event; defined for an event without objects too."""
+        token = self.token.expand(h.shape[0], 1, -1)
+        present = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=-1)
+        for layer in self.layers:
+            token = layer(token, h, present)
+        return self.norm(token[:, 0])
+
+
+class _ClassLayer(nn.Module):
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+        self.feed_forward = FeedForward(dim, 2 * dim, dropout)
+
+    def forward(
+        self, token: Float[Tensor, "B 1 D"], h: Float[Tensor, "B N D"], present: Bool[Tensor, "B M"]
+    ) -> Float[Tensor, "B 1 D"]:
+        states = self.norm1(torch.cat([token, h], dim=1))
+        query = self.query(states[:, :1]).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.key_value(states).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        mixed = masked_softmax(scores, present[:, None, None]) @ value
+        token = token + self.out(mixed.transpose(1, 2).flatten(-2))
+        return token + self.feed_forward(self.norm2(token), None, None)[0]
 
 
 def mean_pool(h: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B D"]:

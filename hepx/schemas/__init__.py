@@ -1,4 +1,4 @@
-"""ROOT layouts hepx can read. Adding one = one file with a SCHEMA here and one line below (or a YAML file)."""
+"""Layouts hepx can read. Adding one = one file with a SCHEMA here and one line below (or a YAML file)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,21 @@ from pathlib import Path
 from hepx.config import load, parse
 from hepx.errors import ConfigError, closest
 from hepx.events import Schema
+from hepx.schemas.atlas_open_2020 import SCHEMA as ATLAS_OPEN_2020
 from hepx.schemas.atlas_open_2025 import SCHEMA as ATLAS_OPEN_2025
+from hepx.schemas.cms_nanoaod import SCHEMA as CMS_NANOAOD
+from hepx.schemas.delphes import SCHEMA as DELPHES
+from hepx.schemas.physlite import SCHEMA as PHYSLITE
+from hepx.schemas.sparticles import SCHEMA as SPARTICLES
 
-SCHEMAS: dict[str, Schema] = {"atlas_open_2025": ATLAS_OPEN_2025}
+SCHEMAS: dict[str, Schema] = {
+    "atlas_open_2025": ATLAS_OPEN_2025,
+    "atlas_open_2020": ATLAS_OPEN_2020,
+    "physlite": PHYSLITE,
+    "sparticles": SPARTICLES,
+    "cms_nanoaod": CMS_NANOAOD,
+    "delphes": DELPHES,
+}
 
 
 def load_schema(name: str) -> Schema:

@@ -25,17 +25,17 @@ import numpy as np
 import numpy.typing as npt
 import vector
 
+from hepx.kinematics import SOFT_RESOLUTION, jet_resolution, lepton_resolution, significance
 from hepx.simulate.truth import HADRON, MUON_ETA, describe, label
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-JER_NOISE, JER_STOCHASTIC, JER_CONSTANT = 3.3, 0.74, 0.03  # GeV, sqrt(GeV), 1
 JET_RADIUS = 0.4
 JET_PT, JET_ETA = 30.0, 2.8
 TAG_ETA = 2.5
 MET_JET_PT = 20.0
-SOFT_RESPONSE, SOFT_SIGMA = 0.6, 8.9  # 1, GeV per axis
+SOFT_RESPONSE = 0.6
 
 LEPTON_PT, VETO_PT = 25.0, 7.0
 ELECTRON_ETA = 2.47
@@ -177,23 +177,7 @@ def measure_leptons(leptons: Any, rng: np.random.Generator) -> Any:
     )
 
 
-def lepton_resolution(code: Any, energy: Any, pt: Any) -> Any:
-    """Relative resolution: electrons 10 %/sqrt(E) + 1 %, muons 2 % + 0.01 % pt, in quadrature, E and pt in GeV."""
-    electron = np.hypot(0.10 / np.sqrt(energy), 0.01)
-    muon = np.hypot(0.02, 1e-4 * pt)
-    return ak.where(code == 11, electron, muon)
-
-
 # --- jets --------------------------------------------------------------------------------------------------------
-
-
-def jet_resolution(pt: Any) -> Any:
-    """Relative energy resolution of a jet of `pt` GeV: noise / pt, stochastic / sqrt(pt), constant, in quadrature.
-
-    >>> round(float(jet_resolution(20.0)), 3), round(float(jet_resolution(300.0)), 3)
-    (0.236, 0.053)
-    """
-    return np.sqrt((JER_NOISE / pt) ** 2 + JER_STOCHASTIC**2 / pt + JER_CONSTANT**2)
 
 
 def cluster(particles: Any, rng: np.random.Generator) -> Any:
@@ -298,28 +282,11 @@ def missing_momentum(particles: Any, jets: Any, lepton: Any, rng: np.random.Gene
     true_electron = vector.zip({"px": lepton.true_px * is_electron, "py": lepton.true_py * is_electron})
     true_hard = vector.zip({"px": ak.sum(hard.true_px, axis=1), "py": ak.sum(hard.true_py, axis=1)})
     soft = total(particles[particles.seen]) - true_hard - true_electron
-    noise = vector.zip({axis: SOFT_SIGMA * rng.standard_normal(len(hard)) for axis in ("px", "py")})
+    noise = vector.zip({axis: SOFT_RESOLUTION * rng.standard_normal(len(hard)) for axis in ("px", "py")})
     muons = total(particles[particles.jet_muon])
     met = (total(hard) + lepton.to_Vector2D() + muons + soft.scale(SOFT_RESPONSE) + noise).scale(-1)
     objects = ak.concatenate([hard[["phi", "sigma"]], lepton[["phi", "sigma"]][:, np.newaxis]], axis=1)
-    return met, met_significance(met.px, met.py, objects.phi, objects.sigma)
-
-
-def met_significance(px: Any, py: Any, phi: Any, sigma: Any) -> Any:
-    """Object-based significance S = sqrt(m^T V^-1 m), which is MET / sqrt(V_L (1 - rho_LT^2)).
-
-    Args:
-        px, py: components m of the missing transverse momentum (GeV), `[B]`.
-        phi: directions of the objects (rad), `[B, var]`.
-        sigma: their resolutions along that direction (GeV), `[B, var]`.
-
-    V is the sum of the covariances of the objects and of the soft term; V_L is its part along m.
-    Source: ATLAS-CONF-2018-038 (approximate).
-    """
-    vxx = ak.sum((sigma * np.cos(phi)) ** 2, axis=1) + SOFT_SIGMA**2
-    vyy = ak.sum((sigma * np.sin(phi)) ** 2, axis=1) + SOFT_SIGMA**2
-    vxy = ak.sum(sigma**2 * np.sin(phi) * np.cos(phi), axis=1)
-    return np.sqrt((px**2 * vyy - 2 * px * py * vxy + py**2 * vxx) / (vxx * vyy - vxy**2))
+    return met, significance(met.px, met.py, objects.phi, objects.sigma)
 
 
 # --- helpers -----------------------------------------------------------------------------------------------------

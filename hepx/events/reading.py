@@ -1,0 +1,169 @@
+"""Files -> EventBatch in steps, selections with their cut-flow, regions as observables."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+
+from hepx import expression, kinematics
+from hepx.errors import DataError
+from hepx.events.columns import Columns, Float64, Resolved
+from hepx.events.objects import read_objects
+from hepx.events.schema import Schema
+from hepx.events.settings import DataSettings, SampleSettings
+from hepx.events.tables import open_table
+from hepx.events.weights import apply_policy, event_ids, event_weights
+
+EVENTS_PER_STEP = 100_000  # below 50 k events per step uproot's cost per basket dominates
+
+
+@dataclass(frozen=True)
+class EventBatch:
+    """Events of one sample. Momenta in GeV and rad; collections sorted by falling pt.
+
+    objects: jet, bjet, lepton as awkward momenta [B, var], met as momenta [B];
+    weight: float64 [B], may be negative; event_id: int64 [B], stable across cuts, shuffles and jobs;
+    observables: name -> float64 [B], NaN where undefined.
+    """
+
+    objects: dict[str, ak.Array]
+    sample: str
+    label: int
+    weight: Float64
+    event_id: npt.NDArray[np.int64]
+    observables: dict[str, Float64]
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def __getitem__(self, index: Any) -> EventBatch:
+        """Events at `index` (a slice, a mask or positions)."""
+        return replace(
+            self,
+            objects={name: momenta[index] for name, momenta in self.objects.items()},
+            weight=self.weight[index],
+            event_id=self.event_id[index],
+            observables={name: values[index] for name, values in self.observables.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One line of a cut-flow: what was asked, how many events are left, raw and weighted (Σw, √Σw²)."""
+
+    name: str
+    events: int
+    weighted: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input file: where, which tree, how many events, the identity its writer gave it, which b-tagger was used,
+    and the quantities that the file does not have and hepx computed."""
+
+    path: str
+    tree: str
+    num_events: int
+    uuid: str
+    size: int
+    tagger: str = ""
+    computed: tuple[str, ...] = ()
+
+
+def find_files(sample: str, settings: SampleSettings) -> list[Path]:
+    """The files of a sample, patterns expanded, in a stable order; DataError if one is missing or given twice."""
+    paths: list[Path] = []
+    for pattern in settings.files:
+        found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+        if not found:
+            raise DataError(
+                f"sample '{sample}': no file matches '{pattern}' (seen from {Path.cwd()}). "
+                f"Mend data.samples.{sample}.files."
+            )
+        paths += found
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        earlier = seen.setdefault(path.resolve(), path)
+        if earlier is not path:
+            raise DataError(
+                f"sample '{sample}': '{path}' and '{earlier}' are the same file, so its events would count twice. "
+                f"Mend data.samples.{sample}.files."
+            )
+    return paths
+
+
+def inspect_file(path: Path, schema: Schema) -> Source:
+    """Open a file, check it against the schema, and say what it is; DataError if it cannot be used."""
+    resolved = Resolved(open_table(path, schema.trees, schema.name), schema)
+    table = resolved.table
+    if table.num_entries == 0:
+        raise DataError(f"tree '{table.name}' of {path} holds no events. Remove the file from the config.")
+    tagger = resolved.tagger.name if resolved.tagger else ""
+    size = path.stat().st_size
+    return Source(str(path), table.name, table.num_entries, table.uuid, size, tagger, computed(resolved, schema))
+
+
+def computed(resolved: Resolved, schema: Schema) -> tuple[str, ...]:
+    """The quantities that hepx computes because the file does not have them."""
+    met = () if schema.met.pt else ("met", "met_phi")
+    return met if schema.met.significance in resolved.present() else (*met, "met_significance")
+
+
+def read_events(
+    path: Path, schema: Schema, data: DataSettings, sample: str, start: int = 0, stop: int | None = None
+) -> Iterator[EventBatch]:
+    """Read the events [start, stop) of one file in steps; objects selected, events not yet.
+
+    Raises DataError for a file that cannot be read, a missing branch, a value that cannot be.
+    """
+    resolved = Resolved(open_table(path, schema.trees, schema.name), schema)
+    num_entries = resolved.table.num_entries
+    stop = num_entries if stop is None else min(stop, num_entries)
+    for first in range(start, stop, EVENTS_PER_STEP):
+        columns = resolved.columns(first, min(first + EVENTS_PER_STEP, stop))
+        yield _to_batch(columns, resolved, schema, data, sample)
+
+
+def _to_batch(columns: Columns, resolved: Resolved, schema: Schema, data: DataSettings, sample: str) -> EventBatch:
+    settings = data.samples[sample]
+    objects = read_objects(columns, schema, resolved.tagger, data)
+    weight = event_weights(columns, schema, settings, data.luminosity)
+    weight, kept = apply_policy(weight, data.negative_weights, f"sample '{sample}', {columns.where}")
+    observables = kinematics.observables(objects)
+    for name, branch in schema.columns.items():
+        known = branch in columns
+        observables[name] = columns.per_event(branch).astype(np.float64) if known else np.full(len(weight), np.nan)
+    for name, text in data.regions.items():
+        observables[name] = _passes(text, observables, len(weight)).astype(np.float64)
+    batch = EventBatch(objects, sample, settings.label, weight, event_ids(columns, schema, settings), observables)
+    return batch if kept.all() else batch[kept]
+
+
+def column_names(schema: Schema, data: DataSettings) -> list[str]:
+    """Observables that an event has beside those of `kinematics`: columns of the schema, regions of the config."""
+    return [*schema.columns, *data.regions]
+
+
+def select(batch: EventBatch, selection: str | None) -> tuple[EventBatch, list[Cut]]:
+    """Apply a selection on observables, cut by cut; returns the events left and the cut-flow."""
+    flow = [_cut("read", batch)]
+    for text in expression.cuts(selection) if selection else []:
+        batch = batch[_passes(text, batch.observables, len(batch))]
+        flow.append(_cut(text, batch))
+    return batch, flow
+
+
+def _passes(text: str, observables: dict[str, Float64], num_events: int) -> npt.NDArray[np.bool_]:
+    return np.broadcast_to(np.asarray(expression.evaluate(text, observables), dtype=bool), num_events)
+
+
+def _cut(name: str, batch: EventBatch) -> Cut:
+    return Cut(name, len(batch), float(batch.weight.sum()), float(np.sqrt((batch.weight**2).sum())))
