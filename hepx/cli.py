@@ -42,16 +42,22 @@ Overrides = Annotated[
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hepx {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Options that come before the verb."""
-    if version:
-        typer.echo(f"hepx {__version__}")
-        raise typer.Exit
+    del version
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -74,6 +80,7 @@ def _run(target: Path, overrides: list[str] | None, runs: Path, last: str, execu
 
     run = Run.from_config(target, overrides or [], runs)
     run.execution = execution or run.execution
+    run.folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
@@ -245,7 +252,8 @@ def _call(command: Callable[[], object], debug: bool) -> int:
     except OSError as error:
         if debug:
             raise
-        typer.echo(f"hepx: error: {error.strerror or error}: '{error.filename}'. Mend it and start again.", err=True)
+        where = f": '{error.filename}'" if error.filename else ""
+        typer.echo(f"hepx: error: {error.strerror or error}{where}. Mend it and start again.", err=True)
         return 5
     return 0
 

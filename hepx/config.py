@@ -83,7 +83,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot read config '{path}': {error.strerror}. Give the path of a YAML file.") from error
+        raise ConfigError(
+            f"cannot read '{path}': {error.strerror}. Give the path of a YAML file or of a run folder."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config '{path}' is not text in UTF-8. Give the path of a YAML file.") from error
     try:
         values = read_yaml(text)
     except yaml.YAMLError as error:
@@ -96,7 +100,10 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         name, equals, text = override.partition("=")
         if not equals or not name:
             raise ConfigError(f"override '{override}' is not of the form key=value, for example train.epochs=5.")
-        apply_overrides(values, {name: read_yaml(text)})
+        try:
+            apply_overrides(values, {name: read_yaml(text)})
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override '{override}': the value is not valid YAML: {error}") from error
     return values
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,26 +22,26 @@ from hepx.train import training_weights
 
 Array = npt.NDArray[Any]
 REPLICAS = 200
+SIGNAL = 1  # the class whose log-odds are the score; 0 is background
 HIGH_LEVEL = tuple(name for name in OBSERVABLES if name not in ("n_bjet", "n_lepton"))
 
 
 class EvaluateSettings(Settings):
     """Which working points, and whether the reference trees are trained beside the model."""
 
-    signal_efficiencies: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    signal_efficiencies: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.3, 0.5, 0.7, 0.9)
     trees: bool = True
-    target: int = Field(default=1, ge=0)
 
 
 def evaluate(
     model: Model, train: GraphBatch, test: GraphBatch, settings: EvaluateSettings, seed: int
 ) -> tuple[dict[str, Any], pa.Table]:
     """Metrics of the test events and a table with their scores; nothing is fitted on test events."""
-    score = predict(model, test, settings.target).double().numpy()
-    y = (test.y == settings.target).numpy().astype(np.int64)
+    score = predict(model, test, SIGNAL).double().numpy()
+    y = (test.y == SIGNAL).numpy().astype(np.int64)
     weight = test.weight.numpy()
     replicas = metrics.bootstrap_auc(y, score, weight, REPLICAS, seed)
-    references = _trees(train, test, settings.target, seed) if settings.trees else {}
+    references = _trees(train, test, seed) if settings.trees else {}
     decided = metrics.confusion(y, score > 0, weight)
     result = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -114,19 +114,21 @@ def _per_mass_point(graphs: GraphBatch, y: Array, score: Array, weight: Array, s
     return rows
 
 
-def _trees(train: GraphBatch, test: GraphBatch, target: int, seed: int) -> dict[str, tuple[str, Array]]:
-    """Scores of gradient-boosted trees on the observables and on the flat node table: column -> (name, scores)."""
-    inputs = {
-        "trees_observables": (f"trees on {len(HIGH_LEVEL)} observables", _observable_table),
-        "trees_nodes": ("trees on the node table", _node_table),
-    }
-    # trees cannot take negative weights; their inputs are the same events with |w|
+def _trees(train: GraphBatch, test: GraphBatch, seed: int) -> dict[str, tuple[str, Array]]:
+    """Scores of gradient-boosted trees on the observables and on the flat node table: column -> (name, scores).
+
+    The trees cannot take negative weights: they are fitted with |w|. Columns that no training event fills are left out.
+    """
     weight = training_weights(train).abs().numpy()
+    inputs = {"trees_observables": _observable_table, "trees_nodes": _node_table}
+    names = {"trees_observables": "trees on {} observables", "trees_nodes": "trees on the node table"}
     scores = {}
-    for column, (name, table) in inputs.items():
+    for column, table in inputs.items():
+        values = table(train)
+        known = ~np.isnan(values).all(0)
         trees = HistGradientBoostingClassifier(random_state=seed, early_stopping=True)
-        trees.fit(table(train), (train.y == target).numpy(), sample_weight=weight)
-        scores[column] = (name, trees.decision_function(table(test)))
+        trees.fit(values[:, known], (train.y == SIGNAL).numpy(), sample_weight=weight)
+        scores[column] = (names[column].format(known.sum()), trees.decision_function(table(test)[:, known]))
     return scores
 
 

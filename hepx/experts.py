@@ -168,18 +168,23 @@ def _verdict(
     matters = [change.layer for change in swap if -change.delta_auc > SIGNIFICANT * change.error]
     if not matters:
         return "no functional specialization: swapping the experts changes nothing measurable"
-    excess = np.array(information[0][1]) - np.array(information[1][1])
-    by_process = [layer for layer in matters if excess[layer] > SPECIALIZED_BITS]
+    by_type, by_process = (
+        [layer for layer in matters if information[0][kind][layer] - information[1][kind][layer] > SPECIALIZED_BITS]
+        for kind in (0, 1)
+    )
+    text = f"the experts of layer {_numbers(matters)} differ in function (swapping them costs AUC)"
     worst = min(knock_out, key=lambda change: change.delta_auc, default=None)
-    layers = " and ".join(str(layer + 1) for layer in matters)
-    text = f"the experts of layer {layers} differ in function (swapping them costs AUC)"
     if worst is not None and -worst.delta_auc > SIGNIFICANT * worst.error:
         text += (
             f"; the single most needed one is expert {worst.expert + 1} of layer {worst.layer + 1} "
-            f"(ΔAUC {worst.delta_auc:.4f} ± {worst.error:.4f} without it)"
+            f"(its loss costs {-worst.delta_auc:.4f} ± {worst.error:.4f} of AUC)"
         )
     if by_process:
-        return (
-            text + f"; in layer {' and '.join(str(i + 1) for i in by_process)} the choice also depends on the process"
-        )
-    return text + "; the choice follows the object type, not the process"
+        return text + f"; in layer {_numbers(by_process)} the choice also depends on the process"
+    if by_type:
+        return text + "; the choice follows the object type more than an untrained router's, not the process"
+    return text + "; the choice tells no more about object type or process than an untrained router's"
+
+
+def _numbers(layers: list[int]) -> str:
+    return " and ".join(str(layer + 1) for layer in layers)

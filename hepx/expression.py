@@ -29,7 +29,7 @@ _COMPARE: dict[type, Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
     ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
+    ast.NotEq: lambda left, right: (left != right) & (left == left) & (right == right),
 }
 
 
@@ -46,14 +46,17 @@ def cuts(expression: str) -> list[str]:
 
 
 def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
-    """Evaluate an expression on arrays (numpy or awkward, any common shape); NaN compares as false.
+    """Evaluate an expression on arrays (numpy or awkward, any common shape).
+
+    A comparison with NaN (an undefined quantity) is false, whatever the comparison; its `not` is true.
 
     Raises ConfigError for a syntax that is not allowed and for an unknown name, with the nearest known one.
 
     >>> evaluate("1 < x < 3 and not y", {"x": np.array([2, 5]), "y": np.array([False, False])})
     array([ True, False])
     """
-    return _evaluate(_parse(expression), values, expression)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _evaluate(_parse(expression), values, expression)
 
 
 def names(expression: str) -> set[str]:
@@ -81,8 +84,8 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any], expression: str) -> Any
         return _evaluate(child, values, expression)
 
     match node:
-        case ast.Constant(value=bool() | int() | float()):
-            return node.value
+        case ast.Constant(value=bool() | int() | float() as value):
+            return np.float64(value)  # so that 1/0 is infinite, as in an array
         case ast.Name():
             if node.id not in values:
                 raise ConfigError(f"selection '{expression}': unknown quantity '{node.id}'; {closest(node.id, values)}")

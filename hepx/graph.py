@@ -193,36 +193,34 @@ def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> Gr
     Vectorised: every object is scattered to its (event, slot) by its rank in its event.
     """
     num_events, num_slots = len(events), len(layout.slots)
-    x = np.zeros((num_events, num_slots, len(RAW_FEATURES)), dtype=np.float32)
-    object_index = np.full((num_events, num_slots), -1, dtype=np.int16)
-    truth_parent = np.zeros((num_events, num_slots), dtype=np.int32)
+    x = np.zeros((num_events * num_slots, len(RAW_FEATURES)), dtype=np.float32)
+    object_index = np.full(num_events * num_slots, -1, dtype=np.int16)
+    truth_parent = np.zeros(num_events * num_slots, dtype=np.int32)
+    collections = {name: _flatten(events, name) for name in dict.fromkeys(map(_collection, graph.nodes))}
     slot = 0
-    used = np.zeros(int(ak.sum(ak.num(events.objects["jet"]))), dtype=bool)
     for node in graph.nodes:
-        flat, counts, allowed = _candidates(events, node, used)
-        row = np.repeat(np.arange(num_events), counts)
-        rank = _rank_in_event(allowed, row)
-        chosen = allowed & (rank < node.max)
-        place = (row[chosen], slot + rank[chosen])
+        flat = collections[_collection(node)]
+        rank, allowed = flat.rank(node)
+        chosen = np.flatnonzero(allowed & (rank < node.max))
+        place = flat.row[chosen] * num_slots + slot + rank[chosen]
         for name in DEFINED[node.type]:
-            x[(*place, list(RAW_FEATURES).index(name))] = flat[name][chosen]
-        position = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-        collection = "jet" if node.type == "bjet" else node.type
-        object_index[place] = _FIRST_INDEX[collection] + position[chosen]
-        if "truth_parent" in flat:
-            truth_parent[place] = flat["truth_parent"][chosen]
-        if collection == "jet" and not node.alias:
-            used |= chosen
+            x[place, list(RAW_FEATURES).index(name)] = flat.fields[name][chosen]
+        object_index[place] = _FIRST_INDEX[_collection(node)] + (chosen - flat.first[chosen])
+        if "truth_parent" in flat.fields:
+            truth_parent[place] = flat.fields["truth_parent"][chosen]
+        if not node.alias:
+            flat.used[chosen] = True
         slot += node.max
+    shape = (num_events, num_slots)
     types = np.array([NODE_TYPES.index(name) for name in layout.types], dtype=np.int64)
     values = [events.observables[name] for name in layout.observables]
     sample = layout.samples.index(events.sample)
     return GraphBatch(
-        x=torch.from_numpy(x),
-        mask=torch.from_numpy(object_index >= 0),
-        node_type=torch.from_numpy(np.broadcast_to(types, (num_events, num_slots)).copy()),
-        object_index=torch.from_numpy(object_index),
-        truth_parent=torch.from_numpy(truth_parent),
+        x=torch.from_numpy(x.reshape(*shape, len(RAW_FEATURES))),
+        mask=torch.from_numpy(object_index.reshape(shape) >= 0),
+        node_type=torch.from_numpy(np.broadcast_to(types, shape).copy()),
+        object_index=torch.from_numpy(object_index.reshape(shape)),
+        truth_parent=torch.from_numpy(truth_parent.reshape(shape)),
         y=torch.full((num_events,), events.label, dtype=torch.int64),
         weight=torch.from_numpy(events.weight.astype(np.float64)),
         sample=torch.full((num_events,), sample, dtype=torch.int64),
@@ -232,36 +230,46 @@ def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> Gr
     )
 
 
-def _candidates(
-    events: EventBatch, node: NodeSettings, used: np.ndarray[Any, np.dtype[np.bool_]]
-) -> tuple[dict[str, Any], Any, Any]:
-    """Flat fields of the node's collection, objects per event, and which of them may become such a node."""
-    objects = events.objects
-    if node.type == "met":
-        met = objects["met"]
-        if np.isnan(ak.to_numpy(met["significance"])).any():
-            raise DataError(
-                f"sample '{events.sample}': the events have no E_T^miss significance, which the node type met needs. "
-                "Name its branch in the schema (met: {significance: …})."
-            )
-        flat = {"pt": ak.to_numpy(met["pt"]), "phi": ak.to_numpy(met["phi"])}
-        flat["met_significance"] = ak.to_numpy(met["significance"])
-        return flat, np.ones(len(met), dtype=np.int64), np.ones(len(met), dtype=bool)
-    momenta = objects["lepton" if node.type == "lepton" else "jet"]
-    flat = {name: ak.to_numpy(ak.flatten(momenta[name])) for name in momenta.fields}
-    counts = ak.to_numpy(ak.num(momenta))
-    if node.type == "lepton":
-        return flat, counts, np.ones(int(counts.sum()), dtype=bool)
-    allowed = flat["tagged"].astype(bool) if node.type == "bjet" else np.ones(int(counts.sum()), dtype=bool)
-    return flat, counts, allowed if node.alias else allowed & ~used
+@dataclass(frozen=True)
+class _Flat:
+    """All objects of one collection, event after event: their fields, the event of each, the number of its event's
+    first object, and which of them are a node already."""
+
+    fields: dict[str, Any]
+    row: Any
+    first: Any
+    used: Any
+
+    def rank(self, node: NodeSettings) -> tuple[Any, Any]:
+        """Position of each object among the objects of its event that may become such a node, and which may."""
+        allowed = np.ones(len(self.row), dtype=bool) if node.alias else ~self.used
+        if node.type == "bjet":
+            allowed &= self.fields["tagged"]
+        before = np.cumsum(allowed) - allowed
+        return before - before[self.first], allowed
 
 
-def _rank_in_event(allowed: Any, row: Any) -> Any:
-    """Position of each allowed object among the allowed objects of its event."""
-    running = np.cumsum(allowed)
-    first = np.concatenate([[True], row[1:] != row[:-1]]) if len(row) else np.zeros(0, dtype=bool)
-    before = np.where(first, running - allowed, 0)
-    return running - allowed - np.maximum.accumulate(before) if len(row) else running
+def _collection(node: NodeSettings) -> str:
+    return "jet" if node.type == "bjet" else node.type
+
+
+def _flatten(events: EventBatch, collection: str) -> _Flat:
+    momenta = events.objects[collection]
+    if collection == "met":
+        fields = {"pt": momenta["pt"], "phi": momenta["phi"], "met_significance": momenta["significance"]}
+        counts = np.ones(len(momenta), dtype=np.int64)
+    else:
+        wanted = (*DEFINED[collection], "tagged", "truth_parent")
+        fields = {name: ak.flatten(momenta[name]) for name in wanted if name in momenta.fields}
+        counts = ak.to_numpy(ak.num(momenta))
+    arrays = {name: ak.to_numpy(values) for name, values in fields.items()}
+    if collection == "met" and np.isnan(arrays["met_significance"]).any():
+        raise DataError(
+            f"sample '{events.sample}': the events have no E_T^miss significance, which the node type met needs. "
+            "Name its branch in the schema (met: {significance: …})."
+        )
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    return _Flat(arrays, np.repeat(np.arange(len(counts)), counts), first, np.zeros(len(first), dtype=bool))
 
 
 def to_pyg(graphs: GraphBatch, self_loops: bool = False) -> list[Any]:

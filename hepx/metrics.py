@@ -53,19 +53,26 @@ def auc(y: Array, score: Array, weight: Array) -> float:
 def bootstrap_auc(y: Array, score: Array, weight: Array, replicas: int = 200, seed: int = 0) -> Array:
     """AUC of Poisson-bootstrap replicas [R] of the events; its standard deviation is the statistical error.
 
-    The same seed gives the same replicas of the events, so differences between classifiers can be taken pairwise.
+    The same seed gives the same replicas of the events, so differences between classifiers can be taken pairwise. A
+    replica without signal or background is drawn again; DataError if that happens to more than half of them.
     """
     order = np.argsort(-score, kind="stable")
     y, score, weight = y[order], score[order], weight[order]
     last = np.append(score[1:] != score[:-1], True)
     rng = np.random.default_rng(seed)
-    values = np.empty(replicas)
-    for i in range(replicas):
+    values: list[float] = []
+    for _ in range(2 * replicas):
         w = weight * rng.poisson(1.0, len(y))[order]  # drawn for the events, not for their rank
         signal = np.concatenate([[0.0], np.cumsum(w * (y == 1))[last]])
         background = np.concatenate([[0.0], np.cumsum(w * (y == 0))[last]])
-        values[i] = np.trapezoid(signal, background) / (signal[-1] * background[-1])
-    return values
+        if signal[-1] > 0 and background[-1] > 0:
+            values.append(float(np.trapezoid(signal, background) / (signal[-1] * background[-1])))
+        if len(values) == replicas:
+            return np.array(values)
+    raise DataError(
+        f"{int((y == 1).sum())} signal and {int((y == 0).sum())} background events are too few, or their weights "
+        "cancel, for an error of the AUC. Loosen data.select or give more events."
+    )
 
 
 def threshold_at(y: Array, score: Array, weight: Array, efficiency: float) -> float:

@@ -270,6 +270,12 @@ def _load(cls: Any, path: Path) -> Any:
     return _build(cls, values)
 
 
+def read_provenance(path: Path) -> Provenance:
+    """Where a saved .npz result comes from, without loading its arrays."""
+    with np.load(path, allow_pickle=False) as file:
+        return Provenance(**json.loads(str(file["meta"]))["provenance"])
+
+
 def _build(cls: Any, values: dict[str, Any]) -> Any:
     arguments = {}
     for field in fields(cls):

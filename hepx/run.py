@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.metadata
 import logging
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,18 +25,27 @@ from hepx import attention, evaluate, experts, files, report, store, train
 from hepx.attribution import METHODS, Method, Subject, background_events, subsample
 from hepx.attribution.links import observable_links
 from hepx.config import Settings, load, parse, write_yaml
-from hepx.errors import ConfigError, DataError
-from hepx.evaluate import EvaluateSettings
+from hepx.errors import ConfigError, DataError, ResultError
+from hepx.evaluate import SIGNAL, EvaluateSettings
 from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
 from hepx.models import MODELS, Model, build_model
-from hepx.results import Explanation, Provenance
+from hepx.results import Explanation, Provenance, read_provenance
+from hepx.schemas import load_schema
 from hepx.store import Execution, GraphStore
 from hepx.train import TrainSettings
 
 log = logging.getLogger(__name__)
 
-STAGES = ("convert", "train", "evaluate", "explain", "report")
+STAGES: dict[str, tuple[str, ...]] = {
+    "convert": ("dataset",),
+    "train": ("checkpoints", "history.csv"),
+    "evaluate": ("metrics.json", "scores.parquet"),
+    "explain": ("explain", "attention.npz", "experts.json"),
+    "report": ("report.html", "figures", "tables"),
+}
+"""The stages in order, and what each writes."""
+OPTIONAL = ("attention.npz", "experts.json")  # not every model has attention or experts
 if TYPE_CHECKING:
     AnyModel = Any
     AnyMethod = Method
@@ -71,8 +82,9 @@ class RunSettings(Settings):
 class Run:
     """A run folder and its settings.
 
-    A stage is done when `stages.json` holds its key: a digest of its settings and of the key of the stage before it. A
-    changed config therefore repeats exactly the stages it concerns.
+    A stage is done when `stages.json` holds its key, a digest of its settings and of the key of the stage before it,
+    and what it writes is there. A changed config therefore repeats exactly the stages it concerns; what the stages
+    after it had written is deleted first, so that no result is taken for one of the new config.
     """
 
     def __init__(self, folder: Path, settings: RunSettings) -> None:
@@ -81,25 +93,21 @@ class Run:
 
     @classmethod
     def from_config(cls, path: Path, overrides: list[str], root: Path) -> Self:
-        """The run of a config file (its folder is made) or of an existing run folder."""
-        if path.is_dir():
-            if not (path / "config.yaml").exists():
-                raise ConfigError(f"'{path}' is a folder without config.yaml; give a config file or a run folder.")
-            values, folder = load(path / "config.yaml", overrides), path
-            settings = parse(RunSettings, values, f"config '{path / 'config.yaml'}'")
-        else:
+        """The run of a config file (in `root`, under its name) or of an existing run folder."""
+        if not path.is_dir():
             settings = parse(RunSettings, load(path, overrides), f"config '{path}'")
-            folder = root / settings.name
-        return cls.create(folder, settings)
-
-    @classmethod
-    def create(cls, folder: Path, settings: RunSettings) -> Self:
-        """The run in `folder`, with its resolved config and versions written down."""
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(folder / "config.yaml", write_yaml(settings.dump()))
-        run = cls(folder, settings)
-        files.write_json(folder / "provenance.json", run._versions())
-        return run
+            return cls(root / settings.name, settings)
+        config = path / "config.yaml"
+        if not config.exists():
+            raise ConfigError(f"'{path}' is a folder without config.yaml; give a config file or a run folder.")
+        name = load(config).get("name")
+        settings = parse(RunSettings, load(config, overrides), f"config '{config}'")
+        if settings.name != name:
+            raise ConfigError(
+                f"'{path}' is the run '{name}'; its name cannot be changed. "
+                f"Start another run from its config: hepx run {config} name={settings.name}"
+            )
+        return cls(path, settings)
 
     @property
     def device(self) -> torch.device:
@@ -110,9 +118,25 @@ class Run:
         return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
     def execute(self, last: str = "report") -> None:
-        """Run all stages up to `last`, skipping what is done."""
-        for stage in STAGES[: STAGES.index(last) + 1]:
-            self._once(stage, self._key(stage), getattr(self, f"_{stage}"))
+        """Run all stages up to `last`, skipping what is done; ConfigError if another process works in the folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stages = list(STAGES)
+        with self._locked():
+            files.write_text(self.folder / "config.yaml", write_yaml(self.settings.dump()))
+            for stage in stages[: stages.index(last) + 1]:
+                self._once(stage, self.key(stage), getattr(self, f"_{stage}"))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time in a run folder; the lock goes with the process, however it ends."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"another hepx works in '{self.folder}'; wait for it, or choose another name=…"
+                ) from error
+            yield
 
     def store(self) -> GraphStore:
         """The converted data set."""
@@ -159,19 +183,40 @@ class Run:
         files.write_json(self.folder / "metrics.json", result)
 
     def _explain(self) -> None:
-        self._remove("explain", "attention.npz", "experts.json")
-        data, target, seed = self.store(), self.settings.evaluate.target, self.settings.seed
+        """Run the methods whose result is not there yet; a refused one does not keep the others from running."""
+        data, seed = self.store(), self.settings.seed
         model, untrained = self.model(), self.model(trained=False)
-        test, baseline = data.load("test"), background_events(data.load("train"), target)
-        for method in self.settings.explain:
-            subject = Subject(model, untrained, subsample(test, method.events, seed), baseline, target, seed)
-            result = method.explain(subject, self._provenance(method.name, method.model_dump(mode="json")))
-            result.save(self.folder / "explain" / f"{method.name}.npz")
-            if isinstance(result, Explanation) and result.interactions is not None:
-                links = [asdict(link) for link in observable_links(result, seed)]
-                value = {"links": links, "provenance": asdict(result.provenance)}
-                files.write_json(self.folder / "explain" / "links.json", value)
+        test, baseline = data.load("test"), background_events(data.load("train"), SIGNAL)
         self._describe(model, untrained, test)
+        refused = []
+        for method in self.settings.explain:
+            path = self.folder / "explain" / f"{method.name}.npz"
+            provenance = self._provenance(method.name, method.model_dump(mode="json"))
+            if _is_result_of(path, provenance):
+                log.info("%s: done already", method.name)
+                continue
+            path.unlink(missing_ok=True)
+            subject = Subject(model, untrained, subsample(test, method.events, seed), baseline, SIGNAL, seed)
+            try:
+                method.explain(subject, provenance).save(path)
+            except ResultError as error:
+                refused.append(error)
+        self._link()
+        if refused:
+            raise refused[0]
+
+    def _link(self) -> None:
+        """Links to observables of the explanation of the objects; results of methods no longer wanted are deleted."""
+        folder = self.folder / "explain"
+        folder.mkdir(exist_ok=True)
+        wanted = {f"{method.name}.npz" for method in self.settings.explain}
+        for path in folder.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+        if (folder / "shapley.npz").exists():
+            explanation = Explanation.load(folder / "shapley.npz")
+            links = [asdict(link) for link in observable_links(explanation, self.settings.seed)]
+            files.write_json(folder / "links.json", {"links": links, "provenance": asdict(explanation.provenance)})
 
     def _describe(self, model: Model, untrained: Model, test: GraphBatch) -> None:
         """Attention maps and expert tables, where the model has them."""
@@ -179,29 +224,29 @@ class Run:
         if maps is not None:
             maps.save(self.folder / "attention.npz")
         settings = self.settings
-        found = experts.expert_report(
-            model, untrained, test, settings.evaluate.target, settings.seed, self._provenance("experts", {})
-        )
+        found = experts.expert_report(model, untrained, test, SIGNAL, settings.seed, self._provenance("experts", {}))
         if found is not None:
             found.save(self.folder / "experts.json")
 
     def _report(self) -> None:
-        self._remove("figures", "tables")
         report.make_report(self.folder)
 
     def _remove(self, *names: str) -> None:
-        """Delete results of an earlier config, so that none of them is taken for a new one."""
+        """Delete results of an earlier config."""
         for path in (self.folder / name for name in names):
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            path.unlink(missing_ok=True)
+            elif not path.is_dir():
+                path.unlink(missing_ok=True)
 
-    def _key(self, stage: str) -> str:
+    def key(self, stage: str) -> str:
+        """Digest of everything that a stage and those before it depend on."""
         settings = self.settings
         parts: dict[str, Any] = {
             "convert": [
                 store.FORMAT,
                 settings.data.model_dump(mode="json"),
+                load_schema(settings.data.schema_name).model_dump(mode="json"),
                 settings.graph.model_dump(mode="json"),
                 self._inputs(),
             ],
@@ -210,8 +255,8 @@ class Run:
             "explain": [method.model_dump(mode="json") for method in settings.explain],
             "report": hepx.__version__,
         }
-        before = STAGES[: STAGES.index(stage) + 1]
-        return files.digest([parts[name] for name in before])
+        stages = list(STAGES)
+        return files.digest([parts[name] for name in stages[: stages.index(stage) + 1]])
 
     def _inputs(self) -> list[list[Any]]:
         """Size and time of the input files: a changed file is converted again. A run folder that was moved away from
@@ -230,15 +275,23 @@ class Run:
         return files.read_json(notes) if notes.exists() else {}
 
     def _once(self, stage: str, key: str, work: Callable[[], None]) -> None:
-        if self._done().get(stage, {}).get("key") == key:
+        present = all((self.folder / name).exists() for name in STAGES[stage] if name not in OPTIONAL)
+        if present and self._done().get(stage, {}).get("key") == key:
             log.info("%s: done already", stage)
             return
         log.info("%s …", stage)
         start = time.monotonic()
-        # before a stage is repeated, it and the stages after it count as not done
-        done = {name: note for name, note in self._done().items() if STAGES.index(name) < STAGES.index(stage)}
+        stages = list(STAGES)
+        later = stages[stages.index(stage) + 1 :]
+        done = {name: note for name, note in self._done().items() if name != stage and name not in later}
         files.write_json(self.folder / "stages.json", done)
-        self._mark_started(stage, key)
+        self._remove(*(name for one in later for name in STAGES[one]))
+        if stage in ("evaluate", "report"):
+            self._remove(*STAGES[stage])
+        elif stage == "train":
+            self._claim_checkpoints(key)
+        if stage != "report":
+            files.write_json(self.folder / "provenance.json", self._versions())
         work()
         done[stage] = {"key": key, "seconds": round(time.monotonic() - start, 2), "time": _now()}
         if stage == "convert":
@@ -246,10 +299,8 @@ class Run:
         files.write_json(self.folder / "stages.json", done)
         log.info("%s: %.1f s", stage, done[stage]["seconds"])
 
-    def _mark_started(self, stage: str, key: str) -> None:
+    def _claim_checkpoints(self, key: str) -> None:
         """Checkpoints of another config must not be continued: they carry the key of the training they belong to."""
-        if stage != "train":
-            return
         owner = self.folder / "checkpoints" / "key.txt"
         if owner.exists() and owner.read_text() != key:
             shutil.rmtree(owner.parent)
@@ -281,6 +332,15 @@ class Run:
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
         }
+
+
+def _is_result_of(path: Path, provenance: Provenance) -> bool:
+    """Whether a saved result was made with the same method, settings, model, data and seed."""
+    if not path.exists():
+        return False
+    found = read_provenance(path)
+    same = ("method", "settings", "checkpoint", "data", "seed", "version")
+    return all(getattr(found, name) == getattr(provenance, name) for name in same)
 
 
 def _now() -> str:

@@ -51,8 +51,7 @@ KILLED = (
 JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
 
 Int64 = npt.NDArray[np.int64]
-Part = dict[str, Any]
-"""What a finished task notes beside its shard: sample, events, cut-flow, recipe."""
+Part = dict[str, Any]  # what a finished task notes beside its shard
 
 
 class FoldSettings(Settings):
@@ -141,7 +140,7 @@ def convert(
     data: DataSettings,
     graph: GraphSettings,
     folder: Path,
-    execution: Execution | None = None,
+    execution: Execution = Execution(),
     split: FoldSettings | None = None,
 ) -> GraphStore:
     """ROOT files -> shards in `folder`. Finished shards are kept; `dataset.json` is written last.
@@ -149,14 +148,14 @@ def convert(
     `split` replaces data.split. Raises DataError if a file is wrong, a sample has no event left after the selection, or
     an event occurs twice.
     """
-    execution = execution or Execution()
     schema = load_schema(data.schema_name)
     labels = [sample.label for sample in data.samples.values()]
     layout = make_layout(graph, list(data.samples), labels, events.column_names(schema, data))
     job = Job(data, graph, schema, layout, Path.cwd(), folder.absolute())
     inputs = _inspect(job, execution.skip_bad_files)
     tasks = _plan(job, inputs)
-    _forget_other(folder, tasks)
+    if not all(_is_finished(folder, task) for task in tasks):
+        (folder / "dataset.json").unlink(missing_ok=True)  # before a shard that it names is replaced
     parts, problems = _carry_out(job, tasks, execution)
     inputs = [replace(one, problem=problems.get((one.sample, one.path), one.problem)) for one in inputs]
     _say_skipped(inputs)
@@ -211,12 +210,6 @@ def _plan(job: Job, inputs: Sequence[InputFile]) -> list[Task]:
     return tasks
 
 
-def _forget_other(folder: Path, tasks: Sequence[Task]) -> None:
-    """Remove the manifest before a shard that it names is replaced."""
-    if not all(_is_finished(folder, task) for task in tasks):
-        (folder / "dataset.json").unlink(missing_ok=True)
-
-
 def _is_finished(folder: Path, task: Task) -> bool:
     note, shard = _paths(folder, task)
     return note.exists() and shard.exists() and files.read_json(note)["recipe"] == task.recipe
@@ -258,8 +251,6 @@ def _attempt(job: Job, task: Task) -> str | None:
 
 def _convert_task(job: Job, task: Task) -> None:
     note, shard = _paths(job.folder, task)
-    if _is_finished(job.folder, task):
-        return
     note.unlink(missing_ok=True)  # a note never stands beside a shard it does not describe
     batches, flows = [], []
     path = job.root / task.path
@@ -348,7 +339,7 @@ def _import_dask(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"--dask needs the extra 'dask' ({error}): pip install 'hepx[dask]'.") from error
+        raise ConfigError(f"--dask needs the extra 'dask' ({error}): in the hepx folder, pip install -e '.[dask]'") from error
 
 
 def _say_skipped(inputs: Sequence[InputFile]) -> None:

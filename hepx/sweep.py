@@ -47,17 +47,17 @@ class Entry:
 def sweep(path: Path, overrides: list[str], root: Path) -> list[dict[str, Any]]:
     """Train and evaluate every variant with every seed; finished ones are skipped. Writes and returns the table.
 
-    The data set is converted once: each run folder links to it.
+    Every data set is converted once: the run folders link to it. Raises ConfigError if the variants do not have the
+    same test events, because then nothing can be paired.
     """
     settings = parse(SweepSettings, load(path, overrides), f"config '{path}'")
     if settings.reference not in settings.variants:
         raise ConfigError(f"config '{path}': the reference '{settings.reference}' is not one of the variants.")
     folder = root / settings.name
-    (folder / "dataset").mkdir(parents=True, exist_ok=True)
     runs: dict[str, list[Path]] = {}
     for variant, changes in settings.variants.items():
         for seed in settings.seeds:
-            run = _member(settings, folder, variant, changes, seed)
+            run = _member(settings, path.parent, folder, variant, changes, seed)
             log.info("%s, seed %d", variant, seed)
             run.execute("evaluate")
             runs.setdefault(variant, []).append(run.folder)
@@ -69,23 +69,42 @@ def sweep(path: Path, overrides: list[str], root: Path) -> list[dict[str, Any]]:
     return table
 
 
-def _member(settings: SweepSettings, folder: Path, variant: str, changes: dict[str, Any], seed: int) -> Run:
-    values = load(Path(settings.base))
+def _member(
+    settings: SweepSettings, beside: Path, folder: Path, variant: str, changes: dict[str, Any], seed: int
+) -> Run:
+    """The run of one variant and seed; `base` is a path relative to the sweep's own file."""
+    values = load(beside / settings.base)
     name = f"{variant}-{seed}"
     apply_overrides(values, {**changes, "seed": seed, "name": name})
+    run = Run(folder / name, parse(RunSettings, values, f"variant '{variant}' of sweep '{settings.name}'"))
+    data = folder / f"dataset-{run.key('convert')}"
+    data.mkdir(parents=True, exist_ok=True)
     link = folder / name / "dataset"
-    if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path("..") / "dataset")
-    return Run.create(folder / name, parse(RunSettings, values, f"variant '{variant}' of sweep '{settings.name}'"))
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink() and link.readlink() != Path("..") / data.name:
+        link.unlink()
+    if not link.is_symlink():
+        link.symlink_to(Path("..") / data.name)
+    return run
 
 
 def _table(runs: dict[str, list[Path]], reference: str) -> list[dict[str, Any]]:
     """A row per variant, then one per reference classifier that the runs of the reference variant hold."""
+    _check_same_events([folder for folders in runs.values() for folder in folders])
     entries = {variant: _entry(folders, "score") for variant, folders in runs.items()}
     for other in files.read_json(runs[reference][0] / "metrics.json")["references"]:
         entries[other["name"]] = _entry(runs[reference], other["column"])
     return [compare(name, entry, entries[reference]) for name, entry in entries.items()]
+
+
+def _check_same_events(folders: list[Path]) -> None:
+    first, *others = [pq.read_table(folder / "scores.parquet", columns=["event_id"]) for folder in folders]
+    for folder, events in zip(folders[1:], others, strict=True):
+        if not events.equals(first):
+            raise ConfigError(
+                f"'{folder}' and '{folders[0]}' have different test events, so they cannot be compared event by event. "
+                "Give all variants the same data.samples, data.select and data.split."
+            )
 
 
 def _entry(folders: list[Path], column: str) -> Entry:

@@ -8,7 +8,7 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3 python; do
+    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
         if command -v "$candidate" >/dev/null 2>&1 &&
             "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
@@ -21,11 +21,11 @@ find_python() {
 # install [EXTRAS]: hepx in editable form, with extras such as "[dev]"; skipped when nothing changed since the last time
 install() {
     local extras=${1:-} python stamp wanted
-    if [[ ! -x $venv/bin/python ]]; then
-        python=$(find_python) || fail "hepx needs Python 3.11 or newer with venv; found: $(python3 --version 2>&1 || true)." \
+    if ! "$venv/bin/python" -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        python=$(find_python) || fail "hepx needs Python 3.11 or newer with venv; found: $("${PYTHON:-python3}" --version 2>&1 || true)." \
             "Install a newer Python, or name one: PYTHON=/path/to/python3.12 $0"
         say "making $venv with $("$python" --version)"
-        "$python" -m venv "$venv" || fail "could not make $venv; on Debian or Ubuntu install the package python3-venv."
+        "$python" -m venv --clear "$venv" || fail "could not make $venv; on Debian or Ubuntu install the package python3-venv."
     fi
     stamp=$venv/.installed$extras
     wanted=$(cat "$root/pyproject.toml" "$root/scripts/constraints.txt" | cksum)

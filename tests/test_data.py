@@ -320,7 +320,7 @@ def test_same_events_twice_are_refused(small: Path, tmp_path: Path) -> None:
 
 
 def test_one_class_and_unknown_schema_are_refused(small: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the labels must be 0, 1, … .*have a: 0"):
+    with pytest.raises(ConfigError, match=r"the labels must be 0 .* and 1 .*; the samples have a: 0"):
         parse(DataSettings, {"samples": {"a": {"files": str(small), "label": 0}}}, "data")
     with pytest.raises(ConfigError, match="unknown schema 'atlas_open_2015'; closest: 'atlas_open_2025'"):
         convert(settings(small, schema="atlas_open_2015"), GraphSettings(), tmp_path / "d")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from hepx import metrics
-from hepx.config import load, parse
+from hepx.config import load, parse, write_yaml
+from hepx.errors import ConfigError
 from hepx.results import AttentionMap, ExpertReport, Explanation
 from hepx.run import Run, RunSettings
+from hepx.schemas import load_schema
 from hepx.sweep import Entry, compare, sweep
 
 ROOT = Path(__file__).parent.parent
@@ -149,9 +152,9 @@ def test_ctrl_c_ends_with_a_sentence(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["run", "none.yaml"], 2, "cannot read config 'none.yaml'"),
+        (["run", "none.yaml"], 2, "cannot read 'none.yaml'"),
         (["run", str(CONFIG), "train.epoch=1"], 2, "unknown key 'train.epoch'; closest: 'epochs'"),
-        (["run", str(CONFIG), "data.samples.signal.label=2"], 2, "name at least two classes"),
+        (["run", str(CONFIG), "data.samples.signal.label=2"], 2, "the labels must be 0 (background) and 1 (signal)"),
         (["convert", str(CONFIG), "data.samples.signal.files=none.root"], 3, "no file matches 'none.root'"),
         (["convert", str(CONFIG), "data.select=met > 1e9"], 3, "the selection leaves no event"),
         (["convert", str(CONFIG), "data.select=met > "], 2, "is not valid"),
@@ -199,8 +202,12 @@ def test_sweep_shares_its_data_and_pairs_by_seed(small: Path, tmp_path: Path) ->
     table = sweep(config, [], tmp_path)
     assert [row["variant"] for row in table] == ["a", "b"]
     assert table[0]["difference"] == table[0]["difference_error"] == 0
-    assert (tmp_path / "s" / "a-1" / "dataset").resolve() == (tmp_path / "s" / "dataset").resolve()
-    assert len(list((tmp_path / "s" / "dataset").glob("*.safetensors"))) == 3
+    (data,) = (tmp_path / "s").glob("dataset-*")
+    assert (tmp_path / "s" / "a-1" / "dataset").resolve() == data.resolve()
+    assert len(list(data.glob("*.safetensors"))) == 3
+    config.write_text(config.read_text() + '  c: {evaluate.trees: false, train.epochs: 1, data.select: "met > 150"}\n')
+    with pytest.raises(ConfigError, match="have different test events"):
+        sweep(config, [], tmp_path)
 
 
 def test_sweep_differences_are_paired_by_seed_and_event() -> None:
@@ -224,3 +231,44 @@ def test_a_moved_run_folder_needs_no_root_files(small: Path, tmp_path: Path) -> 
     }
     moved = Run(small, settings.model_copy(update={"data": settings.data.model_copy(update={"samples": gone})}))
     assert moved._inputs() == json.loads((small / "stages.json").read_text())["convert"]["inputs"]
+
+
+def test_two_processes_in_one_folder_and_a_changed_name_are_refused(small: Path) -> None:
+    with (small / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused = hepx("report", str(small))
+    assert refused.returncode == 2
+    assert "another hepx works in" in refused.stderr
+    renamed = hepx("report", str(small), "name=other")
+    assert renamed.returncode == 2
+    assert "is the run 'small'; its name cannot be changed" in renamed.stderr
+
+
+def test_an_edited_schema_is_converted_again(tmp_path: Path) -> None:
+    values = load_schema("atlas_open_2025").model_dump(mode="json")
+    schema = tmp_path / "my.yaml"
+    schema.write_text(write_yaml(values))
+    settings = parse(RunSettings, load(CONFIG, [f"data.schema={schema}"]), "config")
+    before = Run(tmp_path / "r", settings).key("convert")
+    values["jet"][0]["select"] = "pt > 80"
+    schema.write_text(write_yaml(values))
+    assert Run(tmp_path / "r", settings).key("convert") != before
+
+
+def test_version() -> None:
+    assert hepx("--version").stdout.startswith("hepx 0.")
+
+
+def test_a_missing_result_is_made_again_and_a_stale_one_deleted(small: Path) -> None:
+    (small / "metrics.json").unlink()
+    done = hepx("report", str(small))
+    assert done.returncode == 0, done.stderr
+    assert "train: done already" in done.stderr
+    assert (small / "metrics.json").exists()
+    (small / "report.html").unlink()
+    assert hepx("report", str(small)).returncode == 0
+    assert (small / "report.html").exists()
+    changed = hepx("train", str(small), "train.lr=2e-3")
+    assert changed.returncode == 0, changed.stderr
+    stale = ["metrics.json", "scores.parquet", "explain", "attention.npz", "experts.json", "report.html", "figures"]
+    assert [name for name in stale if (small / name).exists()] == []

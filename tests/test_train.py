@@ -269,7 +269,7 @@ def test_tables_are_shares_and_interventions_do_what_they_say(
         ([1, 1], -0.1, 0.5, "the experts are identical"),
         ([6, 6], -0.001, 0.5, "no functional specialization"),
         ([6, 6], -0.1, 0.5, "the choice also depends on the process"),
-        ([6, 6], -0.1, 0.0, "the choice follows the object type, not the process"),
+        ([6, 6], -0.1, 0.0, "the choice tells no more about object type or process than an untrained router's"),
     ],
 )
 def test_verdict_is_forced_by_the_numbers(distinct: list[int], swap: float, excess: float, words: str) -> None:

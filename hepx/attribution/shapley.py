@@ -83,8 +83,8 @@ def shapley_weights(n: int) -> Float[Tensor, "n S"]:
     """Matrix that turns coalition worths [S] into Shapley values [n]."""
     members = coalitions(n)
     size = members.sum(1)
-    table = torch.tensor([factorial(s) * factorial(n - s - 1) / factorial(n) if s < n else 0.0 for s in range(n + 1)])
-    table = table.double()
+    shares = [factorial(s) * factorial(n - s - 1) / factorial(n) if s < n else 0.0 for s in range(n + 1)]
+    table = torch.tensor(shares, dtype=torch.float64)
     joined = table[(size - 1).clamp(min=0)][:, None] * members  # S contains i: +w(|S|−1)
     left = table[size][:, None] * ~members  # S lacks i: −w(|S|)
     return (joined - left).T

@@ -16,8 +16,8 @@ class SampleSettings(Settings):
     `channel` identifies the sample's events where the files hold no number for it (ATLAS files have the DSID).
     """
 
-    files: tuple[str, ...]
-    label: int = Field(ge=0)
+    files: tuple[str, ...] = Field(min_length=1)
+    label: int
     xsec_pb: float | None = Field(default=None, gt=0)
     kfactor: float | None = Field(default=None, gt=0)
     filter_efficiency: float | None = Field(default=None, gt=0)
@@ -76,9 +76,9 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _labels_are_classes(self) -> DataSettings:
         labels = {sample.label for sample in self.samples.values()}
-        if labels != set(range(len(labels))) or len(labels) < 2:
+        if labels != {0, 1}:
             given = ", ".join(f"{name}: {sample.label}" for name, sample in self.samples.items())
             raise ValueError(
-                f"the labels must be 0, 1, … without a gap and name at least two classes; the samples have {given}"
+                f"the labels must be 0 (background) and 1 (signal), with a sample of each; the samples have {given}"
             )
         return self

@@ -117,7 +117,7 @@ def _h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise ConfigError("HDF5 files need the package h5py: pip install 'hepx[hdf5]'.") from error
+        raise ConfigError("HDF5 files need the extra 'hdf5': in the hepx folder, pip install -e '.[hdf5]'") from error
     return h5py
 
 

@@ -153,8 +153,8 @@ FIGURES: dict[str, Figure] = {
         "Left: what the choice of expert tells about the type of the object and, at fixed type, about the process, "
         "beside an untrained router. Right: change of the AUC when one expert is taken away and the rest chosen anew "
         "(circles), and when the experts of a layer trade places against their gates (squares); error bars: paired "
-        "bootstrap. Only a point clearly left of zero, by two errors or more, says that the classifier needs the "
-        "expert.",
+        "bootstrap. Only a point left of zero by three errors or more (a dozen are looked at) says that the classifier "
+        "needs the expert.",
         ("experts",),
         figures_network.experts,
     ),

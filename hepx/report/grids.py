@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from hepx.config import read_yaml
 from hepx.report import style
 from hepx.report.saved import Saved
 from hepx.report.tables import Table, number, plus_minus
@@ -104,10 +105,22 @@ def _cutflow_grid(saved: Saved, table: Table) -> Grid:
     head = ["Step", *(text for name in saved.samples for text in (f"{sample_html(name)}: events", "weighted", "left"))]
     caption = (
         f"Events read and events left after each cut, and their weighted number at {saved.luminosity:g} fb⁻¹ with its "
-        "statistical error √Σw²; cross sections are those of the files unless the config sets others. “Left” is the "
-        "share of the weight."
+        f"statistical error √Σw². “Left” is the share of the weight. {_normalisation(saved)}"
     )
     return Grid(tuple(Markup(text) for text in head), tuple(rows), caption, "cutflow")
+
+
+def _normalisation(saved: Saved) -> str:
+    """Which cross sections the yields are for: those of the files, or those the config gives instead."""
+    given = {
+        name: values["xsec_pb"]
+        for name, values in (read_yaml(saved.config)["data"]["samples"] if saved.config else {}).items()
+        if values.get("xsec_pb")
+    }
+    if not given:
+        return "Cross sections are those of the files."
+    parts = ", ".join(f"{xsec:g} pb for every channel of {name}" for name, xsec in given.items())
+    return f"The config sets {parts}, instead of the predicted cross section; the others are those of the files."
 
 
 def _cutflow_cells(row: dict[str, Any]) -> list[str]:
@@ -199,7 +212,8 @@ def _completeness_grid(table: Table) -> Grid:
     ]
     caption = (
         "Completeness: the attributions of an event must add up to score − baseline score. Relative: root mean square "
-        "of what is missing over that of score − baseline score."
+        "of what is missing over that of score − baseline score. For integrated gradients with fixed routing both are "
+        "scores with the experts that the explained event chooses."
     )
     return Grid(("Method", "Events", "Relative", "Largest [logit]"), tuple(rows), caption, "completeness")
 

@@ -46,7 +46,9 @@ def require_generators() -> None:
         import fastjet  # noqa: F401
         import pythia8mc  # noqa: F401
     except ImportError as error:
-        raise ConfigError("hepx simulate needs the extra 'simulate': pip install 'hepx[simulate]'") from error
+        raise ConfigError(
+            "hepx simulate needs the extra 'simulate': in the hepx folder, pip install -e '.[simulate]'"
+        ) from error
 
 
 def missing_pt(particles: Iterable[Any]) -> float:
