@@ -253,8 +253,7 @@ def _convert_task(job: Job, task: Task) -> None:
     note, shard = _paths(job.folder, task)
     note.unlink(missing_ok=True)  # a note never stands beside a shard it does not describe
     batches, flows = [], []
-    path = job.root / task.path
-    for batch in events.read_events(path, job.schema, job.data, task.sample, task.start, task.stop):
+    for batch in events.read_events(job.root / task.path, job.schema, job.data, task.sample, task.start, task.stop):
         kept, flow = events.select(batch, job.data.select)
         batches.append(build_graphs(kept, job.graph, job.layout))
         flows.append([asdict(cut) for cut in flow])
@@ -339,7 +338,8 @@ def _import_dask(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"--dask needs the extra 'dask' ({error}): in the hepx folder, pip install -e '.[dask]'") from error
+        how = "in the hepx folder, pip install -e '.[dask]'"
+        raise ConfigError(f"--dask needs the extra 'dask' ({error}): {how}") from error
 
 
 def _say_skipped(inputs: Sequence[InputFile]) -> None:

@@ -270,7 +270,7 @@ def write_run(run: Path) -> Path:
     files.write_json(run / "metrics.json", make_metrics(table))
     files.write_json(run / "dataset" / "dataset.json", make_dataset())
     files.write_json(run / "provenance.json", {"config": "c0ffee", "seed": 42, "packages": {"numpy": "2"}})
-    files.write_text(run / "config.yaml", "name: synthetic\nseed: 42\n")
+    files.write_text(run / "config.yaml", "name: synthetic\nseed: 42\ndata: {samples: {signal: {xsec_pb: 1.0}}}\n")
     header = "epoch,loss,balance_loss,z_loss,validation_loss,validation_auc,lr"
     lines = [f"{e},{0.6 / e**0.3},{1 + 0.4 / e},0.1,{0.62 / e**0.28},{0.95 - 0.2 / e},0.001" for e in range(1, 21)]
     files.write_text(run / "history.csv", "\n".join([header, *lines]) + "\n")
