@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -150,38 +151,44 @@ def parse(settings: type[S], values: Any, where: str) -> S:
 
 
 def _explain(settings: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = [part for part in problem["loc"] if not str(part).startswith(("function-", "tagged-union"))]
-    key = ".".join(str(part) for part in location)
+    location = [part for part in problem["loc"] if not str(part).startswith("function-")]
+    shown, around = _walk(settings, location)
+    key = ".".join(shown)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(settings, location[:-1])
-        return f"unknown key '{key}'; {closest(str(location[-1]), known)}"
+        known = around.model_fields if isinstance(around, type) and issubclass(around, BaseModel) else {}
+        return f"unknown key '{key}'; {closest(shown[-1], known)}"
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"'{key}': {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+    got = f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
+    return f"'{key}': {message[0].lower()}{message[1:]}{got}"
 
 
-def _known_keys(settings: type[BaseModel], location: list[Any]) -> list[str]:
-    """The keys of the settings that `location` leads to; an empty location is the root."""
+def _walk(settings: type[BaseModel], location: list[Any]) -> tuple[list[str], Any]:
+    """The keys that a location of pydantic stands for, without its tags of unions; and the settings the last is in."""
+    shown: list[str] = []
     current: Any = settings
+    around: Any = settings
     for part in location:
-        current = _step(current, part)
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+        while get_origin(current) is Annotated:
+            current = get_args(current)[0]
+        origin, inner = get_origin(current), get_args(current)
+        if origin in (Union, UnionType):
+            current = next((member for member in inner if _has_tag(member, part)), None)
+            continue
+        shown.append(str(part))
+        around = current
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            fields = current.model_fields.items()
+            current = next((field.annotation for name, field in fields if part in (name, field.alias)), None)
+        else:
+            current = inner[1] if origin is dict else inner[0] if inner else None
+    return shown, around
 
 
-def _step(current: Any, part: Any) -> Any:
-    if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
-        return _model_in(current.model_fields[part].annotation, None)
-    return _model_in(current, part)
-
-
-def _model_in(annotation: Any, tag: Any) -> Any:
-    """The settings inside `list[...]`, `dict[...]` or a union; `tag` chooses a member of a union by its first field."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    candidates = [_model_in(inner, tag) for inner in getattr(annotation, "__args__", ())]
-    models = [model for model in candidates if isinstance(model, type) and issubclass(model, BaseModel)]
-    for model in models:
-        if any(field.default == tag for field in model.model_fields.values()):
-            return model
-    return models[0] if models else annotation
+def _has_tag(member: Any, tag: Any) -> bool:
+    """Whether a member of a union is the one that pydantic calls `tag`: by a Tag, or by the default of a field."""
+    if get_origin(member) is Annotated:
+        return any(getattr(note, "tag", None) == tag for note in get_args(member)[1:])
+    is_model = isinstance(member, type) and issubclass(member, BaseModel)
+    return is_model and any(field.default == tag for field in member.model_fields.values())

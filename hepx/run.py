@@ -29,7 +29,7 @@ from hepx.errors import ConfigError, DataError, ResultError
 from hepx.evaluate import SIGNAL, EvaluateSettings
 from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
-from hepx.models import MODELS, Model, build_model
+from hepx.models import MODELS, Model, build_model, flaws
 from hepx.results import Explanation, Provenance, read_provenance
 from hepx.schemas import load_schema
 from hepx.store import Execution, GraphStore
@@ -164,6 +164,7 @@ class Run:
         model = build_model(settings.model, data.layout, settings.seed).to(self.device)
         train_events, validation = data.load("train"), data.load("validation")
         checkpoints = self.folder / "checkpoints"
+        store.write_training_events(checkpoints, train_events.event_id.numpy())
         history = train.fit(model, train_events, validation, settings.train, settings.seed, checkpoints)
         with files.atomic(self.folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(history[0])))
@@ -173,12 +174,12 @@ class Run:
         log.info("best validation AUC %.4f in epoch %d of %d", best.validation_auc, best.epoch, len(history))
 
     def _evaluate(self) -> None:
-        data, settings = self.store(), self.settings
-        result, table = evaluate.evaluate(
-            self.model(), data.load("train"), data.load("test"), settings.evaluate, settings.seed
-        )
+        data, settings, model = self.store(), self.settings, self.model()
+        test = data.load("test")
+        store.refuse_training_events(self.folder / "checkpoints", test.event_id.numpy())
+        result, table = evaluate.evaluate(model, data.load("train"), test, settings.evaluate, settings.seed)
         header = {"model": settings.model.name, "seed": settings.seed, "split": "test"}
-        result = {**header, "luminosity": settings.data.luminosity, **result}
+        result = {**header, "luminosity": settings.data.luminosity, **result, "flaws": flaws(model, test)}
         evaluate.write_scores(self.folder / "scores.parquet", table)
         files.write_json(self.folder / "metrics.json", result)
 

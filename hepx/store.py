@@ -24,14 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, model_validator
 from safetensors import safe_open
 from safetensors.torch import save
 
 from hepx import events, files
-from hepx.config import Settings
 from hepx.errors import ConfigError, DataError
-from hepx.events import DataSettings, Schema, Source, SplitSettings
+from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings
 from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
 from hepx.progress import progress, track
 from hepx.schemas import load_schema
@@ -52,20 +50,6 @@ JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
 
 Int64 = npt.NDArray[np.int64]
 Part = dict[str, Any]  # what a finished task notes beside its shard
-
-
-class FoldSettings(Settings):
-    """Cross-validation: of `folds` equal parts number `fold` is the test split, the next one the validation split and
-    the others are for training. Over all values of `fold` every event is in the test split once."""
-
-    folds: int = Field(ge=3)
-    fold: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _fold_exists(self) -> FoldSettings:
-        if self.fold >= self.folds:
-            raise ValueError(f"fold must be from 0 to {self.folds - 1}, got {self.fold}")
-        return self
 
 
 @dataclass(frozen=True)

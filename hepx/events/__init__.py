@@ -23,7 +23,7 @@ from hepx.events.reading import (
     select,
 )
 from hepx.events.schema import MissingMomentum, Normalization, ObjectSchema, Schema, Tagger
-from hepx.events.settings import DataSettings, SampleSettings, SplitSettings
+from hepx.events.settings import DataSettings, FoldSettings, SampleSettings, SplitSettings
 from hepx.events.weights import EVENT_NUMBERS
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "EventBatch",
     "FileReport",
     "Fit",
+    "FoldSettings",
     "MissingMomentum",
     "Normalization",
     "ObjectSchema",

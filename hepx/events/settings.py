@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from hepx import expression, kinematics
 from hepx.config import Settings
@@ -43,6 +43,24 @@ class SplitSettings(Settings):
         return value
 
 
+class FoldSettings(Settings):
+    """Cross-validation: of `folds` equal parts number `fold` is the test split, the next one the validation split and
+    the others are for training. Over all values of `fold` every event is in the test split once."""
+
+    folds: int = Field(ge=3)
+    fold: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> FoldSettings:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold must be from 0 to {self.folds - 1}, got {self.fold}")
+        return self
+
+
+def _kind_of_split(value: Any) -> str:
+    return "folds" if "folds" in (value if isinstance(value, dict) else vars(value)) else "fractions"
+
+
 class DataSettings(Settings):
     """Which events: layout, samples, luminosity (fb⁻¹), selection, regions, split.
 
@@ -59,7 +77,10 @@ class DataSettings(Settings):
     select_leptons: str | None = None
     btag_cut: float | None = None
     negative_weights: Literal["signed", "abs", "drop"] = "signed"
-    split: SplitSettings = SplitSettings()
+    split: Annotated[
+        Annotated[SplitSettings, Tag("fractions")] | Annotated[FoldSettings, Tag("folds")],
+        Discriminator(_kind_of_split),
+    ] = SplitSettings()
 
     @field_validator("regions")
     @classmethod
