@@ -160,6 +160,8 @@ def _explain(settings: type[BaseModel], problem: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
     message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
     got = f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
     return f"'{key}': {message[0].lower()}{message[1:]}{got}"
 

@@ -525,7 +525,7 @@ def test_summary_lines_are_plain_text(run: Path) -> None:
         "Experts",
         "Files",
     ]
-    assert "m_bb most (b_1, b_2)" in lines[1]
+    assert "m_bb most: inside a process the mean attribution of b_1, b_2" in lines[1]
     assert not re.search(r"[<>&$\\]", "".join(lines))
 
 

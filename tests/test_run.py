@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,9 @@ def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> 
 def test_ctrl_c_ends_with_a_sentence(runs: Path) -> None:
     changes = [change if not change.startswith("name=") else "name=stopped" for change in SMALL]
     command = [sys.executable, "-m", "hepx.cli", "train", str(CONFIG), *changes, "train.epochs=50", "--runs", str(runs)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # a shell starts background jobs with SIGINT ignored, and its children inherit that
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while not (runs / "stopped" / "checkpoints" / "last.pt").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)

@@ -66,7 +66,7 @@ def test_importing_the_package_imports_no_generator() -> None:
 
 def test_a_missing_generator_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pythia8mc", None)
-    with pytest.raises(ConfigError, match=r"needs the extra 'simulate': pip install 'hepx\[simulate\]'"):
+    with pytest.raises(ConfigError, match=r"needs the extra 'simulate': in the hepx folder, pip install -e"):
         simulate(SimulateSettings(process="ttbar"), tmp_path / "ttbar.root")
     assert not list(tmp_path.iterdir())
 
