@@ -7,7 +7,7 @@ by another one and everything that depends on it follows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -105,13 +105,13 @@ class Layout:
 
 
 def make_layout(
-    graph: GraphSettings, samples: Sequence[str], labels: Sequence[int], columns: Sequence[str] = ()
+    graph: GraphSettings, samples: Sequence[str], labels: Sequence[int], extra: Mapping[str, str] | None = None
 ) -> Layout:
-    """The layout of graphs built with these settings; `columns` are extra event columns of the schema."""
+    """The layout of graphs built with these settings; `extra` observables: name -> unit."""
     types = tuple(node.type for node in graph.nodes for _ in range(node.max))
-    names = (*OBSERVABLES, *columns)
-    units = (*(observable.unit for observable in OBSERVABLES.values()), *("GeV" for _ in columns))
-    return Layout(_slot_names(graph.nodes), types, names, units, tuple(samples), tuple(labels))
+    units = {name: observable.unit for name, observable in OBSERVABLES.items()} | dict(extra or {})
+    names = tuple(units)
+    return Layout(_slot_names(graph.nodes), types, names, tuple(units.values()), tuple(samples), tuple(labels))
 
 
 def _slot_names(nodes: Sequence[NodeSettings]) -> tuple[str, ...]:

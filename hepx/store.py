@@ -134,7 +134,7 @@ def convert(
     """
     schema = load_schema(data.schema_name)
     labels = [sample.label for sample in data.samples.values()]
-    layout = make_layout(graph, list(data.samples), labels, events.column_names(schema, data))
+    layout = make_layout(graph, list(data.samples), labels, events.extra_observables(schema, data))
     job = Job(data, graph, schema, layout, Path.cwd(), folder.absolute())
     inputs = _inspect(job, execution.skip_bad_files)
     tasks = _plan(job, inputs)

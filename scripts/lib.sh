@@ -35,7 +35,7 @@ install() {
     fi
     say "installing hepx$extras into $venv (a few minutes the first time)"
     # torch first and alone: its pinned build must be there before another package asks for any torch
-    "$venv/bin/python" -m pip install --quiet --constraint "$root/scripts/constraints.txt" torch
-    "$venv/bin/python" -m pip install --quiet --constraint "$root/scripts/constraints.txt" --editable "$root$extras"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/scripts/constraints.txt" torch
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$root/scripts/constraints.txt" --editable "$root$extras"
     printf '%s' "$wanted" > "$stamp"
 }

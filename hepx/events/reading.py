@@ -147,9 +147,10 @@ def _to_batch(columns: Columns, resolved: Resolved, schema: Schema, data: DataSe
     return batch if kept.all() else batch[kept]
 
 
-def column_names(schema: Schema, data: DataSettings) -> list[str]:
-    """Observables that an event has beside those of `kinematics`: columns of the schema, regions of the config."""
-    return [*schema.columns, *data.regions]
+def extra_observables(schema: Schema, data: DataSettings) -> dict[str, str]:
+    """Observables that an event has beside those of `kinematics`, and their units: columns of the schema (masses, GeV)
+    and regions of the config."""
+    return dict.fromkeys(schema.columns, "GeV") | dict.fromkeys(data.regions, "")
 
 
 def select(batch: EventBatch, selection: str | None) -> tuple[EventBatch, list[Cut]]:

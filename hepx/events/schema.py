@@ -146,6 +146,7 @@ class Schema(Settings):
     b-jet from btag_cut on. taggers: the first one that the file has makes btag.
     repeated: collections that list an object more than once; it is kept once, where it comes first.
     weights: branches whose product is the event weight; one that is optional and absent counts as 1.
+    columns: further masses of an event, such as the mass point of a signal; name -> branch.
     """
 
     name: str

@@ -103,7 +103,7 @@ class Conversion:
         samples = {"a": {"files": str(path), "label": 1}, "b": {"files": str(path), "label": 0}}
         self.path, self.schema = path, load_schema("atlas_open_2025")
         self.data = parse(DataSettings, {"samples": samples}, "data")
-        names = events.column_names(self.schema, self.data)
+        names = events.extra_observables(self.schema, self.data)
         self.layout = make_layout(GraphSettings(), ["a", "b"], [1, 0], names)
 
     def columns(self) -> object:
