@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -300,6 +301,18 @@ def test_the_result_depends_on_the_seed_and_not_on_the_workers(generators: None)
     other = production.produce(ONE_POINT, 10, replace(recipe, seed=6), num_workers=1)
     assert not np.any(np.isin(ak.to_numpy(other.met), ak.to_numpy(one.met)))
     assert sorted(one.eventNumber) == list(range(1, 41))
+
+
+def test_the_same_events_give_the_same_bytes(generators: None, tmp_path: Path) -> None:
+    """At another time and under another name; another title is another file."""
+    events = production.produce(ONE_POINT, 5, Recipe(seed=5, met_min=100.0), num_workers=1)
+    first, second, other = (tmp_path / name for name in ("a.root", "b.root", "c.root"))
+    write_tree(events, first, "title")
+    time.sleep(1.1)  # ROOT's time stamps count seconds
+    write_tree(events, second, "title")
+    write_tree(events, other, "another title")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes() != other.read_bytes()
 
 
 def test_a_killed_worker_is_explained() -> None:

@@ -67,13 +67,13 @@ def _template() -> Any:
 
 def summary(saved: Saved) -> tuple[tuple[str, Markup], ...]:
     """The five lines a physicist reads first: what, and what was found."""
-    folder = escape(saved.run.resolve().name)
+    folder = escape(saved.run)
     return (
         ("Separation", _separation(saved)),
         ("Attributions follow", _strongest_link(saved)),
         ("Completeness", _completeness(saved)),
         ("Experts", Markup(escape(_experts(saved)))),
-        ("Files", Markup(f"figures/ (pdf, png) and tables/ (csv), beside report.html in {folder}/")),
+        ("Files", Markup(f"figures/ (pdf, png) and tables/ (csv), beside {folder}/report.html")),
     )
 
 

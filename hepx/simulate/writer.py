@@ -10,6 +10,11 @@ The weight of an event for a luminosity L in 1/pb is, as for the real files,
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import awkward as ak
@@ -47,14 +52,28 @@ OBJECTS: dict[str, dict[str, str]] = {
 def write_tree(events: ak.Array, path: Path, title: str) -> Path:
     """Write events that have every branch of SCALARS and OBJECTS, atomically; returns `path`.
 
-    Two files with the same events differ only in uproot's time stamps and UUID, which uproot cannot fix.
+    The same events and title give the same bytes: the UUID is made of the title, and the time stamps are fixed.
     """
     columns = branches(events)
     types = {name: array.type.content for name, array in columns.items()}
-    with atomic(path) as temporary, uproot.recreate(temporary, compression=uproot.ZSTD(5)) as file:
+    identity = partial(uuid.uuid5, uuid.NAMESPACE_URL, title)
+    options = {"compression": uproot.ZSTD(5), "uuid_function": identity}
+    # an open file instead of a path: uproot would store the temporary name
+    with atomic(path) as temporary, temporary.open("w+b") as raw, fixed_time(), uproot.recreate(raw, **options) as file:
         tree = file.mktree(TREE, types, title=title, counter_name=lambda counted: f"{counted}_n")
         tree.extend(columns)
     return path
+
+
+@contextmanager
+def fixed_time() -> Iterator[None]:
+    """Inside, uproot stamps everything with 1 January 2000: it takes the time from the clock and has no option."""
+    real = uproot._util.datetime_to_code
+    uproot._util.datetime_to_code = lambda _: real(datetime(2000, 1, 1))
+    try:
+        yield
+    finally:
+        uproot._util.datetime_to_code = real
 
 
 def branches(events: ak.Array) -> dict[str, ak.Array]:
