@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,13 @@ class Advance(Protocol):
     def __call__(self, amount: float = 1, note: str = "") -> None: ...
 
 
+class _Rate(ProgressColumn):
+    """Finished units per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g}/s" if task.speed else "")
+
+
 @contextmanager
 def progress(what: str, total: float, unit: str = "") -> Iterator[Advance]:
     """Show the progress of `total` units of work while the block runs; yields the function that advances it."""
@@ -31,6 +39,7 @@ def progress(what: str, total: float, unit: str = "") -> Iterator[Advance]:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            _Rate(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
