@@ -185,6 +185,9 @@ def test_donors_follow_the_weights(toys: GraphBatch) -> None:
     pattern = next(patterns(two, two))
     donors = draw(pattern, two[:1], 4000, torch.Generator().manual_seed(0))
     share = float((donors[0, :, 0, 0] == two.x[1, 0, 0]).double().mean())
+    none = next(patterns(two, replace(two, weight=torch.zeros(2, dtype=torch.float64))))
+    with pytest.raises(ResultError, match="all 2 baseline events with these objects have weight 0"):
+        draw(none, two[:1], 4, torch.Generator().manual_seed(0))
     assert share == pytest.approx(0.75, abs=5 * (0.75 * 0.25 / 4000) ** 0.5)
 
 

@@ -78,7 +78,10 @@ def draw(
     """
     weight = pattern.donors.weight.abs().double()
     if weight.sum() <= 0:
-        weight = torch.ones_like(weight)
+        raise ResultError(
+            f"all {len(weight)} baseline events with these objects have weight 0, so none can be drawn. "
+            "Give the background events weights, or drop these events from the selection."
+        )
     shape = (len(events), draws)
     chosen = torch.multinomial(weight, shape[0] * shape[1], replacement=True, generator=generator)
     x = pattern.donors.x[chosen].reshape(*shape, *events.x.shape[1:]).clone()
