@@ -256,7 +256,7 @@ class _Fit:
         """Go on from `save`."""
         state = torch.load(folder / "last.pt", weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.kept.load_state_dict(state.get("kept", state["model"]))
+        self.kept.load_state_dict(state["kept"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.shuffle.set_state(state["shuffle"])
         torch.set_rng_state(state["random"])
