@@ -83,6 +83,28 @@ def test_undefined_features_change_nothing(model: Model, toys: GraphBatch) -> No
     torch.testing.assert_close(score(model, replace(toys, x=x)), score(model, toys), atol=TOLERANCE, rtol=0)
 
 
+def test_gain_of_the_attention(model: Model, toys: GraphBatch) -> None:
+    """Factors of 1 change nothing; a cut edge does, and only in events that have it; the trace stays the model's."""
+    shape = model(toys.x, toys.mask, toys.node_type).trace.attention.shape
+    one = torch.ones(shape)
+    cut = one.clone()
+    cut[..., 0, 2] = 0
+
+    def run(gain: torch.Tensor | None) -> torch.Tensor:
+        return model(toys.x, toys.mask, toys.node_type, gain=gain).logits.detach()
+
+    plain, change = run(None), (run(cut) - run(None)).abs().sum(-1)
+    assert torch.equal(run(one), plain)
+    absent = ~toys.mask[:, 2]
+    assert change[absent].max() == 0
+    if 0 in shape:
+        assert change.max() == 0
+    else:
+        assert change[~absent].mean() > 10 * TOLERANCE
+        trace = model(toys.x, toys.mask, toys.node_type, gain=cut).trace
+        assert torch.equal(trace.attention[:, 0], model(toys.x, toys.mask, toys.node_type).trace.attention[:, 0])
+
+
 def test_no_nan_for_extreme_or_empty_events(model: Model, toys: GraphBatch) -> None:
     few = toys[:3]
     x, mask = few.x.clone(), few.mask.clone()

@@ -67,11 +67,15 @@ class Model(nn.Module, ABC):
         node_type: Int[Tensor, "B N"],
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
+        gain: Float[Tensor, "B L H N N"] | None = None,
     ) -> Output:
         """Classify events.
 
         routing: the experts to use instead of the router's choice (replays a routing; ignored without experts);
-        noise: added to the router logits when choosing (training only).
+        noise: added to the router logits when choosing (training only);
+        gain: factors on the attention weights, an intervention: 0 cuts what a node receives from another and leaves the
+        other weights as they are (ignored without attention). Its gradient at 1 is attention × gradient. The trace
+        holds the weights before the factors.
         """
 
 

@@ -53,7 +53,8 @@ class DeepSets(Model):
         node_type: Int[Tensor, "B N"],
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
+        gain: Float[Tensor, "B L H N N"] | None = None,
     ) -> Output:
-        """Classify events; there is no routing."""
+        """Classify events; there is no routing and no attention."""
         h = self.per_object(self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type))
         return Output(self.per_event((h * mask[..., None]).sum(1)), empty_trace(mask, 0))

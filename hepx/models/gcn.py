@@ -51,8 +51,9 @@ class GCN(Model):
         node_type: Int[Tensor, "B N"],
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
+        gain: Float[Tensor, "B L H N N"] | None = None,
     ) -> Output:
-        """Classify events; there is no routing."""
+        """Classify events; there is no routing and no attention."""
         return Output(self.head(mean_pool(self.nodes(x, mask, node_type), mask)), empty_trace(mask, 0))
 
     def nodes(

@@ -110,9 +110,10 @@ class Block(nn.Module):
         pairs: Float[Tensor, "B N N P"] | None,
         routing: Bool[Tensor, "B N X"] | None,
         noise: Float[Tensor, "B N X"] | None,
+        gain: Float[Tensor, "B H N N"] | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """New node states, attention, router logits, gates."""
-        mixed, attention = self.attention(self.norm1(h) if self.pre_norm else h, allowed, bias, pairs)
+        mixed, attention = self.attention(self.norm1(h) if self.pre_norm else h, allowed, bias, pairs, gain)
         h = h + self.dropout(mixed)
         h = h if self.pre_norm else self.norm1(h)
         out, router_logits, gates, _ = self.feed_forward(self.norm2(h) if self.pre_norm else h, routing, noise)
@@ -161,6 +162,7 @@ class GraphTransformer(Model):
         node_type: Int[Tensor, "B N"],
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
+        gain: Float[Tensor, "B L H N N"] | None = None,
     ) -> Output:
         """Classify events; see `Model.forward`."""
         h = self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type)
@@ -178,6 +180,7 @@ class GraphTransformer(Model):
                 pairs,
                 None if routing is None else routing[:, layer],
                 None if noise is None else noise[:, layer],
+                None if gain is None else gain[:, layer],
             )
             for values, value in zip(stored, trace, strict=True):
                 values.append(value)

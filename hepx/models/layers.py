@@ -39,8 +39,9 @@ class SelfAttention(nn.Module):
         allowed: Bool[Tensor, "B N N"],
         bias: Float[Tensor, "B H N N"] | None,
         pairs: Float[Tensor, "B N N P"] | None = None,
+        gain: Float[Tensor, "B H N N"] | None = None,
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N N"]]:
-        """New node states and the attention weights."""
+        """New node states and the attention weights (before the factors `gain`)."""
         batch, nodes, dim = h.shape
         qkv = self.qkv(h).reshape(batch, nodes, 3, self.num_heads, dim // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -48,9 +49,10 @@ class SelfAttention(nn.Module):
         if bias is not None:
             scores = scores + bias
         attention = masked_softmax(scores, allowed[:, None])
-        mixed = self.out((attention @ v).transpose(1, 2).reshape(batch, nodes, dim))
+        used = attention if gain is None else attention * gain
+        mixed = self.out((used @ v).transpose(1, 2).reshape(batch, nodes, dim))
         if self.pair_values is not None and pairs is not None:
-            received = attention.permute(0, 2, 1, 3) @ pairs  # [B, N, H, P]
+            received = used.permute(0, 2, 1, 3) @ pairs  # [B, N, H, P]
             mixed = mixed + self.pair_values(received.flatten(-2))
         return mixed, attention
 

@@ -84,9 +84,10 @@ class PaperLayer(nn.Module):
         allowed: Bool[Tensor, "B N N"],
         routing: Bool[Tensor, "B N X"] | None,
         noise: Float[Tensor, "B N X"] | None,
+        gain: Float[Tensor, "B H N N"] | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """New node states, attention, router logits, gates, smooth load."""
-        mixed, attention = self.attention(h, allowed, None)
+        mixed, attention = self.attention(h, allowed, None, None, gain)
         h = self.dropout(self.norm1(h + mixed))
         out, router_logits, gates, load = self.experts(h, routing, noise)
         assert load is not None
@@ -118,6 +119,7 @@ class PaperMGT(Model):
         node_type: Int[Tensor, "B N"],
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
+        gain: Float[Tensor, "B L H N N"] | None = None,
     ) -> Output:
         """Classify events; see `Model.forward`. Noise is in units of the learned width."""
         h = self.embed(self.inputs.nodes(x, mask, node_type))
@@ -131,7 +133,7 @@ class PaperMGT(Model):
             allowed = allowed & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
         stored = []
         for i, layer in enumerate(self.layers):
-            of_layer = [None if tensor is None else tensor[:, i] for tensor in (routing, noise)]
+            of_layer = [None if tensor is None else tensor[:, i] for tensor in (routing, noise, gain)]
             h, *trace = layer(h, allowed, *of_layer)
             stored.append(trace)
         attention, router_logits, gates, load = (torch.stack(parts, 1) for parts in zip(*stored, strict=True))

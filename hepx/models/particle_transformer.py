@@ -60,14 +60,19 @@ class ParticleAttentionBlock(nn.Module):
         )
 
     def forward(
-        self, h: Float[Tensor, "B N D"], allowed: Bool[Tensor, "B N N"], bias: Float[Tensor, "B #H N N"] | float
+        self,
+        h: Float[Tensor, "B N D"],
+        allowed: Bool[Tensor, "B N N"],
+        bias: Float[Tensor, "B #H N N"] | float,
+        gain: Float[Tensor, "B H N N"] | None = None,
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N N"]]:
-        """New node states and the attention weights."""
+        """New node states and the attention weights (before the factors `gain`)."""
         qkv = self.qkv(self.norm1(h)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
         attention = masked_softmax(scores, allowed[:, None])
-        mixed = (attention @ value) * self.head_scale[:, None, None]
+        used = attention if gain is None else attention * gain
+        mixed = (used @ value) * self.head_scale[:, None, None]
         h = h + self.dropout(self.norm2(self.out(mixed.transpose(1, 2).flatten(-2))))
         return h + self.feed_forward(h), attention
 
@@ -104,6 +109,7 @@ class ParticleTransformer(Model):
         node_type: Int[Tensor, "B N"],
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
+        gain: Float[Tensor, "B L H N N"] | None = None,
     ) -> Output:
         """Classify events; there is no routing."""
         h = self.project(self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type))
@@ -112,8 +118,8 @@ class ParticleTransformer(Model):
         if self.pair_network is not None:
             bias = self.pair_network(self.inputs.pairs(x, mask, node_type)).permute(0, 3, 1, 2)
         stored = []
-        for block in self.blocks:
-            h, attention = block(h, allowed, bias)
+        for layer, block in enumerate(self.blocks):
+            h, attention = block(h, allowed, bias, None if gain is None else gain[:, layer])
             stored.append(attention)
         nothing = h[:, None, :, :0].expand(-1, len(self.blocks), -1, -1)
         return Output(self.head(self.pool(h, mask)), Trace(torch.stack(stored, 1), nothing, nothing))
