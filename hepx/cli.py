@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hepx import __version__
-from hepx.errors import HepxError, StoppedError
+from hepx import __version__, signals
+from hepx.errors import HepxError, PreemptedError, StoppedError
 
 if TYPE_CHECKING:
     from hepx.run import Run
@@ -67,11 +67,13 @@ def options(
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Ctrl-C inside the block ends with a sentence: what is finished is kept."""
+    """Ctrl-C or a signal inside the block ends with a sentence: what is finished is kept."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise StoppedError("stopped. The same command goes on after the last finished epoch or stage.") from error
+        raise StoppedError("stopped. The same command goes on after the last checkpoint or finished stage.") from error
+    except signals.Preempted as error:
+        raise PreemptedError(f"{error}.") from error
 
 
 def _run(target: Path, overrides: list[str] | None, runs: Path, last: str, execution: Execution | None = None) -> Run:
@@ -243,7 +245,8 @@ def inspect(
 def _call(command: Callable[[], object], debug: bool) -> int:
     """Run the command line; a HepxError becomes one sentence and its exit code."""
     try:
-        command()
+        with signals.raised(), _resumable():
+            command()
     except HepxError as error:
         if debug:
             raise

@@ -36,6 +36,15 @@ class StoppedError(HepxError):
     exit_code = 130
 
 
+class PreemptedError(StoppedError):
+    """A signal of the batch system stopped work that goes on when the same command is started again.
+
+    85 is also what HTCondor takes as "checkpoint written, start me again" (checkpoint_exit_code).
+    """
+
+    exit_code = 85
+
+
 def closest(word: str, choices: Iterable[str], number: int = 3) -> str:
     """Return a hint for a misspelt word.
 

@@ -251,7 +251,7 @@ class Run:
                 settings.graph.model_dump(mode="json"),
                 self._inputs(),
             ],
-            "train": [settings.model.model_dump(mode="json"), settings.train.model_dump(mode="json"), settings.seed],
+            "train": [settings.model.model_dump(mode="json"), settings.train.recipe(), settings.seed],
             "evaluate": settings.evaluate.model_dump(mode="json"),
             "explain": [method.model_dump(mode="json") for method in settings.explain],
             "report": hepx.__version__,

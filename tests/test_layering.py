@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hepx"
 LAYERS = [
-    {"errors", "files", "progress", "expression", "kinematics", "config", "results", "metrics"},
+    {"errors", "files", "progress", "signals", "expression", "kinematics", "config", "results", "metrics"},
     {"events"},
     {"schemas", "simulate"},
     {"graph", "store"},

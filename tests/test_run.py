@@ -137,18 +137,32 @@ def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> 
     assert (runs / "killed" / "metrics.json").read_bytes() == (small / "metrics.json").read_bytes()
 
 
-def test_ctrl_c_ends_with_a_sentence(runs: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "where", "message"),
+    [
+        (signal.SIGINT, 130, "checkpoints/last.pt", "stopped. The same command goes on after the last checkpoint"),
+        (signal.SIGTERM, 85, "checkpoints/last.pt", "stopped by SIGTERM; checkpoint written; start the same command"),
+        (signal.SIGUSR1, 85, ".lock", "stopped by SIGUSR1; what is finished is kept; start the same command again"),
+    ],
+)
+def test_ctrl_c_and_signals_end_with_a_sentence(
+    number: signal.Signals, code: int, where: str, message: str, tmp_path: Path
+) -> None:
+    """In the training (with a checkpoint) as in the conversion; 85 asks the batch system to start it again."""
     changes = [change if not change.startswith("name=") else "name=stopped" for change in SMALL]
-    command = [sys.executable, "-m", "hepx.cli", "train", str(CONFIG), *changes, "train.epochs=50", "--runs", str(runs)]
+    command = [sys.executable, "-m", "hepx.cli", "train", str(CONFIG), *changes, "train.epochs=50"]
     # a shell starts background jobs with SIGINT ignored, and its children inherit that
     listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
-    while not (runs / "stopped" / "checkpoints" / "last.pt").exists() and process.poll() is None:
+    process = subprocess.Popen(
+        [*command, "--runs", str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
+    while not (tmp_path / "stopped" / where).exists() and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, text = process.communicate()
-    assert process.returncode == 130
-    assert "stopped. The same command goes on" in text
+    assert process.returncode == code, text
+    assert message in text
+    assert message in (tmp_path / "stopped" / "log.txt").read_text()
     assert "Traceback" not in text
 
 

@@ -1,0 +1,55 @@
+"""Settings of the training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from hepx.config import Settings
+
+NEUTRAL = frozenset({"checkpoint_seconds", "checkpoint_steps"})
+"""Settings that decide nothing about the result: a training may go on with other ones."""
+
+
+class TrainSettings(Settings):
+    """How a model is fitted. `weights: physics` keeps the relative weights of the processes inside each class, `sign`
+    counts every event once with the sign of its weight; both classes get equal total weight either way.
+
+    schedule: after the warm-up half a cosine to zero, or `step`, times `step_factor` every `step_epochs` epochs.
+    balance: `loss_free` moves the expert choice; `switch` and `cv2` are losses times `balance_weight`.
+    router_noise: standard deviation of the noise of the expert choice, drawn per node (1 for a router that scales it).
+    ema: decay per step of a running mean of the weights, which is what is evaluated and kept (0: off; arXiv:1803.05407
+    for why a mean of weights is flatter). node_dropout: fraction of the training events in which a random subset of the
+    objects is hidden, all subset sizes equally likely: the network then learns what is left to know without them, and
+    removing an object by its mask is a fair question (arXiv:2107.07436).
+
+    checkpoint_seconds, checkpoint_steps: the state is saved when so much time has passed or so many steps are done
+    since the last time (null: never for this reason), and at the end of every epoch.
+    """
+
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=512, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    weight_decay: float = Field(default=1e-2, ge=0)
+    schedule: Literal["cosine", "step"] = "cosine"
+    step_epochs: int = Field(default=45, ge=1)
+    step_factor: float = Field(default=0.1, gt=0, le=1)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    patience: int = Field(default=8, ge=1)
+    grad_clip: float = Field(default=1.0, gt=0)
+    weights: Literal["physics", "sign"] = "physics"
+    balance: Literal["loss_free", "switch", "cv2", "none"] = "loss_free"
+    balance_rate: float = Field(default=1e-3, ge=0)
+    balance_weight: float = Field(default=1e-2, ge=0)
+    z_weight: float = Field(default=1e-3, ge=0)
+    router_noise: float = Field(default=0.0, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    node_dropout: float = Field(default=0.0, ge=0, le=1)
+    checkpoint_seconds: float | None = Field(default=60.0, ge=0)
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that decide about the result, as plain values."""
+        return self.model_dump(mode="json", by_alias=True, exclude=set(NEUTRAL))
