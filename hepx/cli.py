@@ -219,10 +219,14 @@ def simulate(
 
 @app.command(
     epilog="Examples:\n\n  hepx inspect data/ttbar.root\n\n  hepx inspect my.root --schema physlite\n\n"
+    "  hepx inspect root://eospublic.cern.ch//eos/opendata/….root    (extra `opendata`)\n\n"
     "  hepx inspect my.root --write-schema my.yaml           a schema to fill in; then --schema my.yaml"
 )
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A ROOT file, or a table that pandas wrote as HDF5.")],
+    file: Annotated[
+        str,
+        typer.Argument(metavar="FILE|URL", help="A ROOT file (https:// and root:// too), or a pandas table in HDF5."),
+    ],
     schema: Annotated[str, typer.Option("--schema", help="Only this schema: a name, or the path of a YAML file.")] = "",
     write_schema: Annotated[Path | None, typer.Option("--write-schema", help="Write a starter schema here.")] = None,
     tree: Annotated[str, typer.Option("--tree", help="Tree of the starter schema; else the widest one.")] = "",
@@ -230,16 +234,18 @@ def inspect(
 ) -> None:
     """Show the trees and branches of a file and which schema fits it."""
     from hepx import events
+    from hepx.remote import locate
     from hepx.schemas import SCHEMAS, load_schema
 
-    report = events.inspect(file, {schema: load_schema(schema)} if schema else SCHEMAS, every)
+    where = locate(file)
+    report = events.inspect(where, {schema: load_schema(schema)} if schema else SCHEMAS, every)
     for line in events.describe(report):
         typer.echo(line)
     if write_schema:
         events.write_starter(report, tree, write_schema)
         typer.echo(f"starter schema: {write_schema}; fill it in, then: hepx inspect {file} --schema {write_schema}")
     elif schema:
-        events.inspect_file(file, load_schema(schema))
+        events.inspect_file(where, load_schema(schema))
 
 
 def _call(command: Callable[[], object], debug: bool) -> int:

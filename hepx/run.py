@@ -30,6 +30,7 @@ from hepx.evaluate import SIGNAL, EvaluateSettings
 from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
 from hepx.models import MODELS, Model, build_model, flaws
+from hepx.remote import Location, Url, identity
 from hepx.results import Explanation, Provenance, read_provenance
 from hepx.schemas import load_schema
 from hepx.store import Execution, GraphStore
@@ -90,6 +91,7 @@ class Run:
     def __init__(self, folder: Path, settings: RunSettings) -> None:
         self.folder, self.settings = folder, settings
         self.execution = Execution()
+        self._answers: dict[Url, list[Any]] = {}
 
     @classmethod
     def from_config(cls, path: Path, overrides: list[str], root: Path) -> Self:
@@ -261,15 +263,23 @@ class Run:
 
     def _inputs(self) -> list[list[Any]]:
         """Size and time of the input files: a changed file is converted again. A run folder that was moved away from
-        its files goes on with what was converted."""
+        its files, or that cannot reach them, goes on with what was converted."""
         try:
             samples = self.settings.data.samples
             found = [path for name, sample in samples.items() for path in find_files(name, sample)]
+            return [self._identity(path) for path in found]
         except DataError:
             if "convert" not in self._done():
                 raise
             return self._done()["convert"]["inputs"]
-        return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+
+    def _identity(self, file: Location) -> list[Any]:
+        """A server is asked about its file once per run, not once per stage."""
+        if not isinstance(file, Url):
+            return identity(file)
+        if file not in self._answers:
+            self._answers[file] = identity(file)
+        return self._answers[file]
 
     def _done(self) -> dict[str, Any]:
         notes = self.folder / "stages.json"

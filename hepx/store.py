@@ -32,6 +32,7 @@ from hepx.errors import ConfigError, DataError
 from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings
 from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
 from hepx.progress import progress, track
+from hepx.remote import locate
 from hepx.schemas import load_schema
 
 log = logging.getLogger(__name__)
@@ -237,7 +238,9 @@ def _convert_task(job: Job, task: Task) -> None:
     note, shard = _paths(job.folder, task)
     note.unlink(missing_ok=True)  # a note never stands beside a shard it does not describe
     batches, flows = [], []
-    for batch in events.read_events(job.root / task.path, job.schema, job.data, task.sample, task.start, task.stop):
+    for batch in events.read_events(
+        locate(task.path, job.root), job.schema, job.data, task.sample, task.start, task.stop
+    ):
         kept, flow = events.select(batch, job.data.select)
         batches.append(build_graphs(kept, job.graph, job.layout))
         flows.append([asdict(cut) for cut in flow])

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hepx"
 LAYERS = [
-    {"errors", "files", "progress", "signals", "expression", "kinematics", "config", "results", "metrics"},
+    {"errors", "files", "progress", "signals", "expression", "kinematics", "config", "results", "metrics", "remote"},
     {"events"},
     {"schemas", "simulate"},
     {"graph", "store"},
@@ -31,6 +31,7 @@ DOORS = {
     "mplhep": {"report"},
     "jinja2": {"report"},
     "typer": {"cli"},
+    "fsspec": {"remote"},
     "sklearn": {"evaluate"},
     "pythia8mc": {"simulate"},
     "fastjet": {"simulate"},

@@ -14,6 +14,7 @@ from hepx.events.reading import computed
 from hepx.events.schema import Schema, parse_branch
 from hepx.events.tables import Table, open_table, open_tables
 from hepx.files import write_text
+from hepx.remote import Location, size
 
 FILL_IN = "FILL_IN"
 NUM_SHOWN, NUM_MISSING = 30, 6
@@ -48,14 +49,14 @@ class Fit:
 class FileReport:
     """Everything `hepx inspect` says about a file."""
 
-    path: Path
+    path: Location
     size: int
     trees: tuple[TreeReport, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
     fits: tuple[Fit, ...] = ()
 
 
-def inspect(path: Path, schemas: Mapping[str, Schema], every_branch: bool = False) -> FileReport:
+def inspect(path: Location, schemas: Mapping[str, Schema], every_branch: bool = False) -> FileReport:
     """Look at a file with each of the schemas; DataError only if the file itself cannot be opened.
 
     The types are looked up for the first branches of a tree, or for every one: in a wide tree that takes seconds.
@@ -69,7 +70,7 @@ def inspect(path: Path, schemas: Mapping[str, Schema], every_branch: bool = Fals
         except DataError as error:
             unreadable[name] = str(error)
     fits = tuple(_fit(tables, name, schema) for name, schema in schemas.items())
-    return FileReport(path, path.stat().st_size, tuple(trees), unreadable, fits)
+    return FileReport(path, size(path), tuple(trees), unreadable, fits)
 
 
 def _fit(tables: Mapping[str, Table], name: str, schema: Schema) -> Fit:
@@ -169,7 +170,7 @@ def write_starter(report: FileReport, tree: str, path: Path) -> None:
     write_text(path, starter_schema(chosen, report.path))
 
 
-def starter_schema(tree: TreeReport, path: Path) -> str:
+def starter_schema(tree: TreeReport, path: Location) -> str:
     """YAML text of a schema for a tree; loads as it stands, and a comment says what must be checked or filled in.
 
     Branches are proposed by their names only; unit, meaning of the b-tag, weights and identity are for the user.

@@ -20,6 +20,7 @@ from hepx.events.schema import Schema
 from hepx.events.settings import DataSettings, SampleSettings
 from hepx.events.tables import open_table
 from hepx.events.weights import apply_policy, event_ids, event_weights
+from hepx.remote import Location, Url, locate, size
 
 EVENTS_PER_STEP = 100_000  # below 50 k events per step uproot's cost per basket dominates
 
@@ -78,10 +79,17 @@ class Source:
     computed: tuple[str, ...] = ()
 
 
-def find_files(sample: str, settings: SampleSettings) -> list[Path]:
-    """The files of a sample, patterns expanded, in a stable order; DataError if one is missing or given twice."""
-    paths: list[Path] = []
+def find_files(sample: str, settings: SampleSettings) -> list[Location]:
+    """The files of a sample, patterns expanded, in a stable order; DataError if one is missing or given twice.
+
+    An address is taken as it is; whether there is such a file shows when it is opened.
+    """
+    paths: list[Location] = []
     for pattern in settings.files:
+        address = locate(pattern)
+        if isinstance(address, Url):
+            paths.append(address)
+            continue
         found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
         if not found:
             raise DataError(
@@ -89,7 +97,7 @@ def find_files(sample: str, settings: SampleSettings) -> list[Path]:
                 f"Mend data.samples.{sample}.files."
             )
         paths += found
-    seen: dict[Path, Path] = {}
+    seen: dict[Location, Location] = {}
     for path in paths:
         earlier = seen.setdefault(path.resolve(), path)
         if earlier is not path:
@@ -100,15 +108,14 @@ def find_files(sample: str, settings: SampleSettings) -> list[Path]:
     return paths
 
 
-def inspect_file(path: Path, schema: Schema) -> Source:
+def inspect_file(path: Location, schema: Schema) -> Source:
     """Open a file, check it against the schema, and say what it is; DataError if it cannot be used."""
     resolved = Resolved(open_table(path, schema.trees, schema.name), schema)
     table = resolved.table
     if table.num_entries == 0:
         raise DataError(f"tree '{table.name}' of {path} holds no events. Remove the file from the config.")
     tagger = resolved.tagger.name if resolved.tagger else ""
-    size = path.stat().st_size
-    return Source(str(path), table.name, table.num_entries, table.uuid, size, tagger, computed(resolved, schema))
+    return Source(str(path), table.name, table.num_entries, table.uuid, size(path), tagger, computed(resolved, schema))
 
 
 def computed(resolved: Resolved, schema: Schema) -> tuple[str, ...]:
@@ -118,7 +125,7 @@ def computed(resolved: Resolved, schema: Schema) -> tuple[str, ...]:
 
 
 def read_events(
-    path: Path, schema: Schema, data: DataSettings, sample: str, start: int = 0, stop: int | None = None
+    path: Location, schema: Schema, data: DataSettings, sample: str, start: int = 0, stop: int | None = None
 ) -> Iterator[EventBatch]:
     """Read the events [start, stop) of one file in steps; objects selected, events not yet.
 

@@ -10,16 +10,19 @@ import fnmatch
 import hashlib
 import pickletools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import awkward as ak
 import numpy as np
 import uproot
 
+from hepx import remote
 from hepx.errors import ConfigError, DataError
+from hepx.remote import Location, Url
 
+T = TypeVar("T")
 ROOT_MAGIC, HDF5_MAGIC = b"root", b"\x89HDF\r\n\x1a\n"
 
 
@@ -29,7 +32,7 @@ class Table(ABC):
     columns: the names of its columns; kind: TTree, RNTuple or HDF5; uuid: the identity its writer gave it.
     """
 
-    path: Path
+    path: Location
     name: str
     kind: str
     num_entries: int
@@ -46,18 +49,17 @@ class Table(ABC):
     def read(self, names: Sequence[str], start: int, stop: int) -> dict[str, ak.Array]:
         """Columns of the entries [start, stop); DataError where the file breaks off or is damaged."""
         try:
-            return self._read(names, start, stop)
+            return _patiently(self.path, lambda: self._read(names, start, stop))
         except Exception as error:
             raise DataError(
-                f"cannot read events {start} to {stop} of tree '{self.name}' in {self.path}: the file is damaged or "
-                f"truncated ({type(error).__name__}). Copy it again and compare its checksum."
+                f"cannot read events {start} to {stop} of tree '{self.name}' in {self.path}: {_why(self.path, error)}"
             ) from error
 
 
 class RootTable(Table):
     """A TTree or RNTuple of a ROOT file."""
 
-    def __init__(self, path: Path, name: str, tree: Any) -> None:
+    def __init__(self, path: Location, name: str, tree: Any) -> None:
         self.path, self.name, self._tree = path, name, tree
         self.kind = "RNTuple" if "RNTuple" in type(tree).__name__ else "TTree"
         self.num_entries, self.uuid = int(tree.num_entries), str(tree.file.uuid)
@@ -151,12 +153,12 @@ def _pickled_strings(value: Any) -> list[str]:
     return [str(text) for operation, text, _ in pickletools.genops(code) if "UNICODE" in operation.name]
 
 
-def open_tables(path: Path) -> list[str]:
+def open_tables(path: Location) -> list[str]:
     """Names of the trees or tables of a file; DataError with its own sentence for each way it can be unreadable."""
     return sorted(set(_list(path)))
 
 
-def open_table(path: Path, trees: Sequence[str], schema: str) -> Table:
+def open_table(path: Location, trees: Sequence[str], schema: str) -> Table:
     """The first of these trees that the file has; `*` in a name stands for any text, but must not be ambiguous."""
     found = _list(path)
     for wanted in trees:
@@ -174,21 +176,15 @@ def open_table(path: Path, trees: Sequence[str], schema: str) -> Table:
     )
 
 
-def _list(path: Path) -> list[str]:
-    return _list_hdf5(path) if _magic(path) == HDF5_MAGIC else _list_root(path)
+def _list(path: Location) -> list[str]:
+    if _magic(path) != HDF5_MAGIC:
+        return _list_root(path)
+    return _list_hdf5(_local(path))
 
 
-def _magic(path: Path) -> bytes:
+def _magic(path: Location) -> bytes:
     """The first bytes of a file that can be opened at all."""
-    if not path.exists():
-        raise DataError(f"there is no file '{path}' (seen from {Path.cwd()}).")
-    if path.is_dir():
-        raise DataError(f"'{path}' is a folder, not a file. Give its files, for example '{path}/*.root'.")
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-    except PermissionError as error:
-        raise DataError(f"'{path}' must not be read by you (permission denied). Ask its owner, or chmod it.") from error
+    magic = _first_bytes_remote(path) if isinstance(path, Url) else _first_bytes(path)
     if not magic:
         raise DataError(f"'{path}' is empty (0 bytes): its copy or its job failed. Make it again.")
     if magic[:4] != ROOT_MAGIC and magic != HDF5_MAGIC:
@@ -199,10 +195,60 @@ def _magic(path: Path) -> bytes:
     return magic[:4] if magic[:4] == ROOT_MAGIC else magic
 
 
-def _list_root(path: Path) -> list[str]:
+def _first_bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise DataError(f"there is no file '{path}' (seen from {Path.cwd()}).")
+    if path.is_dir():
+        raise DataError(f"'{path}' is a folder, not a file. Give its files, for example '{path}/*.root'.")
     try:
-        file = uproot.open(path)
-        names = file.keys(cycle=False, filter_classname=["TTree", "ROOT::RNTuple", "ROOT::Experimental::RNTuple"])
+        with path.open("rb") as file:
+            return file.read(8)
+    except PermissionError as error:
+        raise DataError(f"'{path}' must not be read by you (permission denied). Ask its owner, or chmod it.") from error
+
+
+def _first_bytes_remote(url: Url) -> bytes:
+    remote.require(url)
+    found = remote.probe(url)
+    if not found.parts:
+        raise DataError(
+            f"the server of '{url}' sends whole files only (no HTTP Range), so events cannot be read from there. "
+            "Download the file and give its path."
+        )
+    return found.head
+
+
+def _local(path: Location) -> Path:
+    if isinstance(path, Url):
+        raise DataError(f"'{path}' is an HDF5 table, which can be read on this machine only. Download it.")
+    return path
+
+
+def _patiently(path: Location, work: Callable[[], T]) -> T:
+    """`work()`; on a file that is elsewhere repeated, because a connection may break for a moment."""
+    return remote.repeat(work, Exception) if isinstance(path, Url) else work()
+
+
+def _why(path: Location, error: Exception) -> str:
+    """Why a file that could be opened cannot be read, and what to do."""
+    name = type(error).__name__
+    if isinstance(path, Url):
+        return (
+            f"the connection broke ({remote.ATTEMPTS} attempts, {name}), or the file is damaged. The same command goes "
+            "on where it stopped; or download the file."
+        )
+    return f"the file is damaged or truncated ({name}). Copy it again and compare its checksum."
+
+
+def _open_root(path: Location) -> Any:
+    target = str(path) if isinstance(path, Url) else path
+    return uproot.open(target, **remote.options(path))
+
+
+def _list_root(path: Location) -> list[str]:
+    try:
+        kinds = ["TTree", "ROOT::RNTuple", "ROOT::Experimental::RNTuple"]
+        names = _patiently(path, lambda: _open_root(path).keys(cycle=False, filter_classname=kinds))
     except Exception as error:
         raise DataError(
             f"cannot open '{path}' as a ROOT file: it is truncated or not a ROOT file ({type(error).__name__}). "
@@ -231,11 +277,11 @@ def _is_pandas(group: Any) -> bool:
     return "table" in group or {"axis0", "axis1"} <= set(group)
 
 
-def _open(path: Path, name: str) -> Table:
+def _open(path: Location, name: str) -> Table:
     if _magic(path) == HDF5_MAGIC:
-        return Hdf5Table(path, name)
+        return Hdf5Table(_local(path), name)
     try:
-        tree = uproot.open(path)[name]
+        tree = _patiently(path, lambda: _open_root(path)[name])
     except Exception as error:
         raise _unreadable(path, name, error) from error
     try:
@@ -244,7 +290,7 @@ def _open(path: Path, name: str) -> Table:
         raise _unreadable(path, name, error) from error
 
 
-def _unreadable(path: Path, name: str, error: Exception) -> DataError:
+def _unreadable(path: Location, name: str, error: Exception) -> DataError:
     """Why a tree that is listed cannot be opened: its header is of another version, or the file broke off."""
     if "RNTuple" in f"{type(error).__name__} {error} {error.__traceback__ and _frames(error)}":
         return DataError(
