@@ -32,6 +32,7 @@ from hepx.errors import ConfigError, DataError
 from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings
 from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
 from hepx.progress import progress, track
+from hepx.random import scramble, unit
 from hepx.remote import locate
 from hepx.schemas import load_schema
 
@@ -106,19 +107,11 @@ def split_index(event_id: Int64, split: SplitSettings | FoldSettings) -> Int64:
     The number is scrambled, so neighbouring event numbers fall independently and a cut, a shuffle or a second file
     never moves an event to another split.
     """
-    uniform = (_scramble(event_id) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    uniform = unit(scramble(event_id))
     if isinstance(split, FoldSettings):
         part = ((uniform * split.folds).astype(np.int64) - split.fold) % split.folds
         return np.select([part == 0, part == 1], [2, 1], 0)
     return np.searchsorted(np.cumsum(split.fractions)[:2], uniform, side="right")
-
-
-def _scramble(event_id: Int64) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al., OOPSLA 2014)."""
-    z = event_id.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def convert(
@@ -374,7 +367,7 @@ def _refuse_repeated(folder: Path, tasks: Sequence[Task], parts: dict[str, Part]
         chosen = []
         for task in tasks:
             ids = _event_ids(folder, task.shard)
-            chosen.append(ids if num_passes == 1 else ids[_scramble(ids) % np.uint64(num_passes) == one])
+            chosen.append(ids if num_passes == 1 else ids[scramble(ids) % np.uint64(num_passes) == one])
         ids = np.sort(np.concatenate(chosen))
         again = ids[1:][ids[1:] == ids[:-1]]
         num_repeated += len(again)

@@ -106,7 +106,7 @@ def test_shapley_equals_captum(trained_like: Model, toys: GraphBatch) -> None:
     """Oracle: captum, which goes through all 5! orderings, one event and one donor at a time."""
     events = toys[toys.mask.all(1)][:3]
     pattern = next(patterns(events, toys))
-    donors = draw(pattern, events, 2, torch.Generator().manual_seed(1))
+    donors = draw(pattern, events, 2, seed=1)
     worth = coalition_worths(trained_like, events, donors, pattern.player, 1)
     found = worth @ shapley_weights(5).T
     feature_mask = torch.arange(5)[None, :, None].repeat(1, 1, 6)
@@ -183,11 +183,11 @@ def test_donors_follow_the_weights(toys: GraphBatch) -> None:
     two = toys[toys.mask.all(1)][:2]
     two = replace(two, weight=torch.tensor([1.0, -3.0], dtype=torch.float64))
     pattern = next(patterns(two, two))
-    donors = draw(pattern, two[:1], 4000, torch.Generator().manual_seed(0))
+    donors = draw(pattern, two[:1], 4000, seed=0)
     share = float((donors[0, :, 0, 0] == two.x[1, 0, 0]).double().mean())
     none = next(patterns(two, replace(two, weight=torch.zeros(2, dtype=torch.float64))))
     with pytest.raises(ResultError, match="all 2 baseline events with these objects have weight 0"):
-        draw(none, two[:1], 4, torch.Generator().manual_seed(0))
+        draw(none, two[:1], 4, seed=0)
     assert share == pytest.approx(0.75, abs=5 * (0.75 * 0.25 / 4000) ** 0.5)
 
 

@@ -11,7 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hepx"
 LAYERS = [
-    {"errors", "files", "progress", "signals", "expression", "kinematics", "config", "results", "metrics", "remote"},
+    {
+        "errors",
+        "files",
+        "progress",
+        "random",
+        "signals",
+        "expression",
+        "kinematics",
+        "config",
+        "results",
+        "metrics",
+        "remote",
+    },
     {"events"},
     {"schemas", "simulate"},
     {"graph", "store"},

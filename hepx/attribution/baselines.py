@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hepx import random
 from hepx.errors import ResultError
 from hepx.graph import NODE_TYPES, GraphBatch
 from hepx.models.inputs import PHI
@@ -69,12 +71,13 @@ def _players(graphs: GraphBatch) -> Int[Tensor, "B N"]:
 
 
 def draw(
-    pattern: Pattern, events: GraphBatch, draws: int, generator: torch.Generator, aligned: bool = False
+    pattern: Pattern, events: GraphBatch, draws: int, seed: int, aligned: bool = False
 ) -> Float[Tensor, "b K N F"]:
     """Raw features of `draws` donors per event, with probability ∝ |weight| (a reference has no sign).
 
     Each donor is turned by a uniform angle, so that a single object taken from it brings no direction along; or, if
     `aligned`, so that its reference direction is the event's, which makes φ differences those of Δφ to the lepton.
+    What an event is given depends on the seed and on its event id alone, not on the other events.
     """
     weight = pattern.donors.weight.abs().double()
     if weight.sum() <= 0:
@@ -82,13 +85,17 @@ def draw(
             f"all {len(weight)} baseline events with these objects have weight 0, so none can be drawn. "
             "Give the background events weights, or drop these events from the selection."
         )
-    shape = (len(events), draws)
-    chosen = torch.multinomial(weight, shape[0] * shape[1], replacement=True, generator=generator)
-    x = pattern.donors.x[chosen].reshape(*shape, *events.x.shape[1:]).clone()
+    event_id = events.event_id.numpy()
+    edges = (weight.cumsum(0) / weight.sum()).numpy()
+    chosen = torch.from_numpy(np.searchsorted(edges[:-1], random.uniform(seed, event_id, "donor", draws), side="right"))
+    x = pattern.donors.x[chosen]
     if aligned:
-        angle = reference_phi(events)[:, None] - reference_phi(pattern.donors)[chosen].reshape(shape)
+        angle = reference_phi(events)[:, None] - reference_phi(pattern.donors)[chosen]
     else:
-        angle = reference_phi(events)[:, None] + 2 * torch.pi * torch.rand(shape, generator=generator)
+        angle = (
+            reference_phi(events)[:, None]
+            + 2 * torch.pi * torch.from_numpy(random.uniform(seed, event_id, "angle", draws)).float()
+        )
     turn = (pattern.player >= 0).to(x.dtype) * angle[..., None]
     x[..., PHI] = torch.remainder(x[..., PHI] + turn + torch.pi, 2 * torch.pi) - torch.pi
     return x

@@ -46,7 +46,6 @@ class IntegratedGradients(Method):
         """Values [B, N, F] with their standard error over the donors; ResultError if the completeness gate closes."""
         graphs, model = subject.graphs, subject.model
         model.eval()
-        generator = torch.Generator().manual_seed(subject.seed)
         shape = (*graphs.x.shape,)
         values, error = torch.zeros(2, *shape, dtype=torch.float64)
         score, baseline_score, gap = torch.zeros(3, len(graphs), dtype=torch.float64)
@@ -54,7 +53,7 @@ class IntegratedGradients(Method):
             for pattern in baselines.patterns(graphs, subject.baseline):
                 for index in pattern.index.split(max(1, ROWS // self.draws)):
                     events = graphs[index]
-                    donors = baselines.draw(pattern, events, self.draws, generator, aligned=True)
+                    donors = baselines.draw(pattern, events, self.draws, subject.seed, aligned=True)
                     parts, ends = self._paths(model, events.x, events.mask, events.node_type, donors, subject.target)
                     values[index], error[index] = parts.mean(1), parts.std(1) / self.draws**0.5
                     score[index], baseline_score[index] = ends[0].mean(1), ends[1].mean(1)

@@ -37,7 +37,6 @@ class Shapley(Method):
         """Values [B, N] and interactions [B, N, N] with their standard errors over the donors."""
         graphs = subject.graphs
         num_events, num_slots = graphs.mask.shape
-        generator = torch.Generator().manual_seed(subject.seed)
         values = torch.zeros(2, num_events, num_slots, dtype=torch.float64)
         pairs = torch.zeros(2, num_events, num_slots, num_slots, dtype=torch.float64)
         score = torch.zeros(num_events, dtype=torch.float64)
@@ -50,7 +49,7 @@ class Shapley(Method):
                 rows = 2**n * self.draws
                 for index in pattern.index.split(max(1, 4 * ROWS_PER_PASS // rows)):
                     events = graphs[index]
-                    donors = baselines.draw(pattern, events, self.draws, generator)
+                    donors = baselines.draw(pattern, events, self.draws, subject.seed)
                     worth = coalition_worths(subject.model, events, donors, pattern.player, subject.target)
                     phi = worth @ shapley_weights(n).T
                     values[:, index[:, None], first_slot] = _mean_and_error(phi)
