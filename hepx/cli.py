@@ -76,8 +76,14 @@ def _resumable() -> Iterator[None]:
         raise PreemptedError(f"{error}.") from error
 
 
-def _run(target: Path, overrides: list[str] | None, runs: Path, last: str, execution: Execution | None = None) -> Run:
-    """Open the run, log into its log.txt, and carry out the stages up to `last`."""
+def _run(
+    target: Path,
+    overrides: list[str] | None,
+    runs: Path,
+    work: str | Callable[[Run], None],
+    execution: Execution | None = None,
+) -> Run:
+    """Open the run, log into its log.txt, and carry out the stages up to `work`, or other work."""
     from hepx.run import Run
 
     run = Run.from_config(target, overrides or [], runs)
@@ -88,7 +94,10 @@ def _run(target: Path, overrides: list[str] | None, runs: Path, last: str, execu
     log.addHandler(file)
     try:
         with _resumable():
-            run.execute(last)
+            if isinstance(work, str):
+                run.execute(work)
+            else:
+                work(run)
     except HepxError as error:
         file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None))
         raise
@@ -153,9 +162,27 @@ def evaluate(target: Target, overrides: Overrides = None, runs: Runs = Path("run
     typer.echo(f"test AUC {auc['value']:.4f} ± {auc['error']:.4f}; all numbers: {done.folder / 'metrics.json'}")
 
 
-@app.command(epilog="Example:  hepx explain runs/quickstart explain.0.draws=32")
-def explain(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+@app.command(
+    epilog="Examples:\n\n  hepx explain runs/quickstart explain.0.draws=32\n\n"
+    "  hepx explain runs/quickstart --shard 3/8              one of eight jobs that may run at once\n\n"
+    "When all shards are done, the same command without --shard puts them together; the result is the same to the byte."
+)
+def explain(
+    target: Target,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="i/n", help="Only one of n parts of the events of each method.")
+    ] = "",
+) -> None:
     """Run the explanation methods of the config, attention maps and expert tables."""
+    if shard:
+        from hepx.attribution import Shard
+
+        part = Shard.parse(shard)
+        done = _run(target, overrides, runs, lambda run: run.explain_shard(part))
+        typer.echo(f"part {shard}: {done.folder / 'explain' / 'shards'}")
+        return
     done = _run(target, overrides, runs, "explain")
     typer.echo(f"explanations: {done.folder / 'explain'}")
 

@@ -7,7 +7,8 @@ Shape letters: B events, N node slots, F raw features, V observables, L layers, 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +23,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a result comes from: enough to make it again."""
+    """Where a result comes from: enough to make it again, byte for byte (so not when: stages.json says that)."""
 
     method: str
     settings: dict[str, Any]
@@ -33,7 +34,6 @@ class Provenance:
     version: str
     commit: str
     device: str
-    time: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class EventTable:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The events of all parts, in their order."""
+        return cls(**_concatenated(parts))
 
     def observable(self, name: str) -> Array:
         """One observable [B]."""
@@ -100,6 +105,13 @@ class Explanation:
         """Root mean square completeness error divided by that of score − baseline score."""
         change = np.sqrt(np.mean((self.score - self.baseline_score) ** 2))
         return float(np.sqrt(np.mean(self.completeness_error**2)) / change)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The explanation of the events of all parts, in their order."""
+        events = EventTable.concatenate([part.events for part in parts])
+        provenance = _joined([part.provenance for part in parts])
+        return cls(**{**_concatenated(parts, "events", "provenance"), "events": events, "provenance": provenance})
 
     def save(self, path: Path) -> None:
         """Write an .npz with one entry per array and the names as JSON in `meta`."""
@@ -237,6 +249,30 @@ class ObservableLink:
     null: float
 
 
+def _concatenated(parts: Sequence[Any], *others: str) -> dict[str, Any]:
+    """Arrays of all parts along the events; everything else must be the same in all. `others` are left out."""
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(parts[0]) if field.name not in others):
+        found = [getattr(part, name) for part in parts]
+        if isinstance(found[0], np.ndarray):
+            values[name] = np.ascontiguousarray(np.concatenate(found))
+        elif any(value != found[0] for value in found):
+            raise ResultError(f"parts of a result do not fit together: they differ in '{name}'.")
+        else:
+            values[name] = found[0]
+    return values
+
+
+def _joined(parts: Sequence[Provenance]) -> Provenance:
+    """The common provenance; where the parts were made in different ways (two kinds of device), it names them all."""
+    names = ("config", "commit", "device")
+    joined: dict[str, Any] = {name: ", ".join(sorted({getattr(part, name) for part in parts})) for name in names}
+    first, *others = [replace(part, **joined) for part in parts]
+    if any(other != first for other in others):
+        raise ResultError("parts of a result do not fit together: they differ in method, settings, model or data.")
+    return first
+
+
 def _save(result: Any, path: Path) -> None:
     arrays: dict[str, Array] = {}
     meta: dict[str, Any] = {"type": type(result).__name__}
@@ -271,9 +307,20 @@ def _load(cls: Any, path: Path) -> Any:
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Where a saved .npz result comes from, without loading its arrays."""
+    """Where a saved .npz or .json result comes from, without loading its arrays."""
+    if path.suffix == ".json":
+        return Provenance(**files.read_json(path)["provenance"])
     with np.load(path, allow_pickle=False) as file:
         return Provenance(**json.loads(str(file["meta"]))["provenance"])
+
+
+def is_result_of(path: Path, provenance: Provenance) -> bool:
+    """Whether a saved result is there and was made with the same method, settings, model, data and seed."""
+    if not path.exists():
+        return False
+    found = read_provenance(path)
+    same = ("method", "settings", "checkpoint", "data", "seed", "version")
+    return all(getattr(found, name) == getattr(provenance, name) for name in same)
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 import hepx
 from hepx import attention, evaluate, experts, files, report, store, train
-from hepx.attribution import METHODS, Method, Subject, background_events, subsample
+from hepx.attribution import METHODS, Method, Shard, Subject, background_events, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
 from hepx.config import Settings, load, parse, write_yaml
 from hepx.errors import ConfigError, DataError, ResultError
@@ -31,7 +31,7 @@ from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
 from hepx.models import MODELS, Model, build_model, flaws
 from hepx.remote import Location, Url, identity
-from hepx.results import Explanation, Provenance, read_provenance
+from hepx.results import AttentionMap, ExpertReport, Explanation, Provenance, is_result_of
 from hepx.schemas import load_schema
 from hepx.store import Execution, GraphStore
 from hepx.train import TrainSettings
@@ -128,13 +128,33 @@ class Run:
             for stage in stages[: stages.index(last) + 1]:
                 self._once(stage, self.key(stage), getattr(self, f"_{stage}"))
 
+    def explain_shard(self, shard: Shard) -> None:
+        """Do one part of the explanations, while others do theirs; `execute("explain")` puts the parts together.
+
+        ConfigError if the run is not evaluated yet, or with another config: the parts must be of one whole.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(shared=True):
+            if self._done().get("evaluate", {}).get("key") != self.key("evaluate") or self._saved() != self.settings:
+                raise ConfigError(
+                    f"'{self.folder}' is not evaluated with this config, so its explanation cannot be shared out. "
+                    f"First: hepx evaluate {self.folder}, with the changes to the config; then the shards, without any."
+                )
+            self._explain(shard)
+
+    def _saved(self) -> RunSettings:
+        """The settings in the run folder."""
+        config = self.folder / "config.yaml"
+        return parse(RunSettings, load(config), f"config '{config}'")
+
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process at a time in a run folder; the lock goes with the process, however it ends."""
-        with (self.folder / ".lock").open("w") as file:
+    def _locked(self, shared: bool = False) -> Iterator[None]:
+        """One process at a time in a run folder, or several that do different shards; the lock goes with the process,
+        however it ends."""
+        with (self.folder / ".lock").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError as error:
                 raise ConfigError(
                     f"another hepx works in '{self.folder}'; wait for it, or choose another name=…"
                 ) from error
@@ -185,51 +205,70 @@ class Run:
         evaluate.write_scores(self.folder / "scores.parquet", table)
         files.write_json(self.folder / "metrics.json", result)
 
-    def _explain(self) -> None:
-        """Run the methods whose result is not there yet; a refused one does not keep the others from running."""
-        data, seed = self.store(), self.settings.seed
+    def _explain(self, shard: Shard | None = None) -> None:
+        """Run the methods whose result is not there yet; a refused one does not keep the others from running.
+
+        One shard leaves its blocks of events in explain/shards; the whole stage does what is left and joins the blocks.
+        """
+        data, seed, part = self.store(), self.settings.seed, shard or Shard()
         model, untrained = self.model(), self.model(trained=False)
         test, baseline = data.load("test"), background_events(data.load("train"), SIGNAL)
-        self._describe(model, untrained, test)
+        self._describe(model, untrained, test, part)
         refused = []
-        for method in self.settings.explain:
-            path = self.folder / "explain" / f"{method.name}.npz"
+        for number, method in enumerate(self.settings.explain):
             provenance = self._provenance(method.name, method.model_dump(mode="json"))
-            if _is_result_of(path, provenance):
+            if is_result_of(self._result(method), provenance):
                 log.info("%s: done already", method.name)
                 continue
-            path.unlink(missing_ok=True)
             subject = Subject(model, untrained, subsample(test, method.events, seed), baseline, SIGNAL, seed)
             try:
-                method.explain(subject, provenance).save(path)
+                if method.per_event:
+                    explain_blocks(method, subject, provenance, self._blocks(method), part)
+                elif part.has(number):
+                    method.explain(subject, provenance).save(self._result(method))
+                if method.per_event and shard is None:
+                    merge_blocks(method, len(subject.graphs), self._blocks(method)).save(self._result(method))
             except ResultError as error:
                 refused.append(error)
-        self._link()
+                self._result(method).unlink(missing_ok=True)
+        if shard is None:
+            self._link()
         if refused:
             raise refused[0]
 
+    def _result(self, method: Method) -> Path:
+        return self.folder / "explain" / f"{method.name}.npz"
+
+    def _blocks(self, method: Method) -> Path:
+        return self.folder / "explain" / "shards" / method.name
+
     def _link(self) -> None:
-        """Links to observables of the explanation of the objects; results of methods no longer wanted are deleted."""
+        """Links to observables of the explanation of the objects. Blocks that are joined by now, and results of methods
+        no longer wanted, are deleted."""
         folder = self.folder / "explain"
         folder.mkdir(exist_ok=True)
         wanted = {f"{method.name}.npz" for method in self.settings.explain}
-        for path in folder.iterdir():
-            if path.name not in wanted:
-                path.unlink()
+        self._remove(*(f"explain/{path.name}" for path in folder.iterdir() if path.name not in wanted))
         if (folder / "shapley.npz").exists():
             explanation = Explanation.load(folder / "shapley.npz")
             links = [asdict(link) for link in observable_links(explanation, self.settings.seed)]
             files.write_json(folder / "links.json", {"links": links, "provenance": asdict(explanation.provenance)})
 
-    def _describe(self, model: Model, untrained: Model, test: GraphBatch) -> None:
+    def _describe(self, model: Model, untrained: Model, test: GraphBatch, shard: Shard) -> None:
         """Attention maps and expert tables, where the model has them."""
-        maps = attention.attention_map(model, untrained, test, self._provenance("attention", {}))
-        if maps is not None:
-            maps.save(self.folder / "attention.npz")
-        settings = self.settings
-        found = experts.expert_report(model, untrained, test, SIGNAL, settings.seed, self._provenance("experts", {}))
-        if found is not None:
-            found.save(self.folder / "experts.json")
+
+        def maps(provenance: Provenance) -> AttentionMap | None:
+            return attention.attention_map(model, untrained, test, provenance)
+
+        def tables(provenance: Provenance) -> ExpertReport | None:
+            return experts.expert_report(model, untrained, test, SIGNAL, self.settings.seed, provenance)
+
+        for number, (name, describe) in enumerate((("attention.npz", maps), ("experts.json", tables))):
+            path, provenance = self.folder / name, self._provenance(Path(name).stem, {})
+            if shard.has(number) and not is_result_of(path, provenance):
+                result = describe(provenance)
+                if result is not None:
+                    result.save(path)
 
     def _report(self) -> None:
         report.make_report(self.folder)
@@ -328,7 +367,6 @@ class Run:
             version=hepx.__version__,
             commit=_commit(),
             device=str(self.device),
-            time=_now(),
         )
 
     def _versions(self) -> dict[str, Any]:
@@ -343,15 +381,6 @@ class Run:
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
         }
-
-
-def _is_result_of(path: Path, provenance: Provenance) -> bool:
-    """Whether a saved result was made with the same method, settings, model, data and seed."""
-    if not path.exists():
-        return False
-    found = read_provenance(path)
-    same = ("method", "settings", "checkpoint", "data", "seed", "version")
-    return all(getattr(found, name) == getattr(provenance, name) for name in same)
 
 
 def _now() -> str:

@@ -37,4 +37,4 @@ def toys() -> GraphBatch:
 @pytest.fixture(scope="session")
 def provenance() -> Provenance:
     """A provenance that says it is of a test."""
-    return Provenance("test", {}, "", "", "", 1, "", "", "cpu", "")
+    return Provenance("test", {}, "", "", "", 1, "", "", "cpu")

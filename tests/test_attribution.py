@@ -14,7 +14,7 @@ import vector
 from captum.attr import ShapleyValues
 from torch import Tensor
 
-from hepx.attribution import METHODS, Subject, background_events, event_table, subsample
+from hepx.attribution import METHODS, Subject, background_events, event_table, explain, subsample
 from hepx.attribution.baselines import draw, patterns
 from hepx.attribution.integrated_gradients import IntegratedGradients
 from hepx.attribution.links import observable_links
@@ -208,8 +208,9 @@ def test_completeness_gate_closes_and_opens(trained_like: Model, toys: GraphBatc
     """Negative control: with two steps the attributions are wrong, and are refused."""
     events = subject(trained_like, toys[:40], background_events(toys, 1))
     with pytest.raises(ResultError, match=r"the attributions miss the score change by .* more than the allowed 1%"):
-        IntegratedGradients(steps=2, max_completeness_error=0.01).explain(events, provenance)
-    good = IntegratedGradients(steps=256).explain(events, provenance)
+        explain(IntegratedGradients(steps=2, max_completeness_error=0.01), events, provenance)
+    good = explain(IntegratedGradients(steps=256), events, provenance)
+    assert isinstance(good, Explanation)
     assert good.relative_completeness_error < 0.05
     total = good.values.sum((1, 2)) - (good.score - good.baseline_score)
     assert np.abs(total).max() <= good.completeness_error.max() + 1e-6

@@ -43,7 +43,7 @@ FEATURES = {"pt": "GeV", "eta": "", "phi": "rad", "mass": "GeV", "btag": "", "me
 HAS = {"jet": 5, "bjet": 5, "lepton": 3, "met": 3}  # number of leading features, E_T^miss without η
 SHOWN = ("mbb", "mt", "mct", "met", "delta_r_bb")
 PROVENANCE = Provenance(
-    "shapley", {"baseline": "background", "draws": 16}, "c0ffee", "badcafe", "f00d", 42, "0.1.0", "abc", "cpu", "2025"
+    "shapley", {"baseline": "background", "draws": 16}, "c0ffee", "badcafe", "f00d", 42, "0.1.0", "abc", "cpu"
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,13 +33,22 @@ class Subject:
 
 
 class Method(Settings, ABC):
-    """Base of all methods. `events`: how many test events are explained, chosen at random."""
+    """Base of all methods. `events`: how many test events are explained, chosen at random.
 
+    per_event: the result is an Explanation and says of each event what does not depend on the other events; it can then
+    be worked out in blocks of events (`hepx.attribution.blocks`), by several jobs at once. A method that is random
+    draws per event, with `hepx.random`. Other methods see all events in one call.
+    """
+
+    per_event: ClassVar[bool] = True
     events: int = Field(default=1000, ge=1)
 
     @abstractmethod
     def explain(self, subject: Subject, provenance: Provenance) -> Explanation | ResponseCurve:
-        """Run the method on all events of the subject."""
+        """Run the method on all events of the subject. `hepx.attribution.explain` does so in blocks, and checks."""
+
+    def check(self, result: Explanation) -> None:
+        """ResultError if the whole result of a method that is `per_event` is not to be trusted."""
 
     @property
     def name(self) -> str:

@@ -43,7 +43,7 @@ class IntegratedGradients(Method):
     max_completeness_error: float = Field(default=0.05, gt=0)
 
     def explain(self, subject: Subject, provenance: Provenance) -> Explanation:
-        """Values [B, N, F] with their standard error over the donors; ResultError if the completeness gate closes."""
+        """Values [B, N, F] with their standard error over the donors."""
         graphs, model = subject.graphs, subject.model
         model.eval()
         shape = (*graphs.x.shape,)
@@ -59,7 +59,7 @@ class IntegratedGradients(Method):
                     score[index], baseline_score[index] = ends[0].mean(1), ends[1].mean(1)
                     gap[index] = (parts.sum((2, 3)) - (ends[0] - ends[1])).abs().mean(1)
                     advance(len(index))
-        result = Explanation(
+        return Explanation(
             events=event_table(graphs),
             values=values.numpy(),
             error=error.numpy(),
@@ -70,8 +70,6 @@ class IntegratedGradients(Method):
             interactions_error=None,
             provenance=provenance,
         )
-        self._gate(result)
-        return result
 
     def _paths(
         self, model: Model, x: Tensor, mask: Tensor, node_type: Tensor, donors: Float[Tensor, "b K N F"], target: int
@@ -105,7 +103,8 @@ class IntegratedGradients(Method):
             1, (-1, draws)
         )
 
-    def _gate(self, result: Explanation) -> None:
+    def check(self, result: Explanation) -> None:
+        """The completeness gate."""
         found = result.relative_completeness_error
         if not found <= self.max_completeness_error:
             raise ResultError(

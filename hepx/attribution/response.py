@@ -6,7 +6,7 @@ along the line through b1 and b2 in (η, φ), its pt and mass kept, until m_bb h
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ MAX_ETA = 2.8  # a b-jet cannot be moved out of the acceptance
 class Response(Method):
     """Scan m_bb from `low` to `high` GeV in `points` steps."""
 
+    per_event: ClassVar[bool] = False
     method: Literal["response"] = "response"
     observable: Literal["mbb"] = "mbb"
     low: float = Field(default=40.0, gt=0)

@@ -309,16 +309,9 @@ def _results_grid(saved: Saved) -> Grid:
     found = saved.provenances()
     varying = [name for name in SHARED if name not in shared_provenance(saved)]
     rows = [
-        (
-            path,
-            p.method,
-            named_values(p.settings),
-            *(getattr(p, name) for name in varying),
-            p.time[:19].replace("T", " "),
-        )
-        for path, p in found.items()
+        (path, p.method, named_values(p.settings), *(getattr(p, name) for name in varying)) for path, p in found.items()
     ]
-    return Grid(("Result", "Method", "Settings", *varying, "Time (UTC)"), tuple(rows), "How each result was made.")
+    return Grid(("Result", "Method", "Settings", *varying), tuple(rows), "How each result was made.")
 
 
 def _settings(provenance: Provenance) -> str:
