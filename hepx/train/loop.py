@@ -78,7 +78,8 @@ class _Fit:
         self.weight = training_weights(train, settings.weights).float().to(device)
         self.validation_weight = training_weights(validation, settings.weights)
         optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-        self.optimizer = optimizer(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        # fused: one kernel for all parameters, whose cost per step is what makes small batches dear
+        self.optimizer = optimizer(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.kept = copy.deepcopy(model) if settings.ema else model  # what is evaluated and saved
         self.generator = torch.Generator()
         self.history: list[Epoch] = []

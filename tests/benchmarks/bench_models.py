@@ -134,7 +134,7 @@ def medians(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[s
 
 def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
     """Forward, backward, clipping, Adam."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:
         model.train()
