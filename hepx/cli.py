@@ -214,14 +214,24 @@ def sweep(
 
 @app.command(
     epilog="Examples:\n\n  hepx simulate signal --events 1000 --output mydata\n\n"
-    "  hepx simulate signal=8000 ttbar=8000 singletop=2000 --seed 1 --workers 2 --output data"
+    "  hepx simulate signal=8000 ttbar=8000 singletop=2000 wt=1000 --seed 1 --workers 2 --output mydata\n\n"
+    "  hepx simulate ttbar=100000 --shard 3/20 --output mydata      one of twenty batch jobs: ttbar_03of20.root"
 )
 def simulate(
-    processes: Annotated[list[str], typer.Argument(metavar="PROCESS[=EVENTS]...", help="signal, ttbar, singletop.")],
+    processes: Annotated[
+        list[str], typer.Argument(metavar="PROCESS[=EVENTS]...", help="signal, ttbar, singletop, wt, wjets.")
+    ],
     events: Annotated[int, typer.Option("--events", "-n", help="Events per process after the preselection.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same events.")] = 1,
     workers: Annotated[int, typer.Option("--workers", help="Processes at work; the events do not depend on it.")] = 1,
     met_min: Annotated[float, typer.Option("--met-min", help="Preselection on E_T^miss, GeV.")] = 100.0,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Only part I of N; read together, the N files are the sample.")
+    ] = "1/1",
+    filters: Annotated[
+        str, typer.Option("--filters", metavar="tight|loose|none", help="Cuts on partons before the slow steps.")
+    ] = "tight",
+    chunk_size: Annotated[int, typer.Option("--chunk-size", help="Events that one Pythia generates.")] = 3200,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for PROCESS.root.")] = Path("simulated"),
 ) -> None:
     """Simulate events in the layout of the 2025 ATLAS Open Data, with truth (needs the extra `simulate`)."""
@@ -238,10 +248,13 @@ def simulate(
             "seed": seed,
             "workers": workers,
             "met_min": met_min,
+            "filters": filters,
+            "chunk_size": chunk_size,
+            "shard": shard,
         }
         wanted.append(parse(SimulateSettings, values, f"hepx simulate {text}"))
     for settings in wanted:
-        typer.echo(generate(settings, output / f"{settings.process}.root"))
+        typer.echo(generate(settings, output / settings.file_name))
 
 
 @app.command(

@@ -13,22 +13,24 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hepx import __version__
 from hepx.errors import ConfigError, closest
-from hepx.simulate.generator import require_generators
+from hepx.simulate.generator import FILTERS, require_generators
 from hepx.simulate.processes import SIGNAL, SINGLE_TOP, TTBAR, Process
-from hepx.simulate.production import Recipe, produce
+from hepx.simulate.production import Recipe, Shard, produce
+from hepx.simulate.wjets import WJETS
 from hepx.simulate.writer import write_tree
+from hepx.simulate.wt import WT
 
 __all__ = ["PROCESSES", "Process", "SimulateSettings", "simulate"]
 
 log = logging.getLogger(__name__)
 
-PROCESSES: dict[str, Process] = {process.name: process for process in (SIGNAL, TTBAR, SINGLE_TOP)}
+PROCESSES: dict[str, Process] = {process.name: process for process in (SIGNAL, TTBAR, SINGLE_TOP, WT, WJETS)}
 
 
 class SimulateSettings(BaseModel):
     """Settings of one simulated file.
 
-    The events depend on process, num_events, seed, met_min and filters, never on workers.
+    The events depend on everything but workers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,14 +38,18 @@ class SimulateSettings(BaseModel):
     process: str
     """A key of PROCESSES."""
     num_events: int = Field(default=8000, ge=1)
-    """Events after the preselection, over all channels of the process."""
+    """Events after the preselection, over all channels of the process and all shards."""
     seed: int = Field(default=1, ge=0)
     workers: int = Field(default=1, ge=1)
     """Processes that generate at the same time."""
     met_min: float = Field(default=100.0, ge=0.0, le=500.0)
     """Preselection on the missing transverse momentum (GeV)."""
-    filters: bool = True
-    """False generates every event, many times slower: it measures what the generator filters lose."""
+    filters: str = "tight"
+    """A key of FILTERS; `none` generates every event, many times slower."""
+    chunk_size: int = Field(default=3200, ge=100)
+    """Events that one Pythia generates."""
+    shard: str = Field(default="1/1", pattern=r"^[1-9]\d*/[1-9]\d*$")
+    """3/20 is the third of twenty parts, each of which can be made by itself."""
 
     @field_validator("process")
     @classmethod
@@ -52,6 +58,55 @@ class SimulateSettings(BaseModel):
         if process not in PROCESSES:
             raise ConfigError(f"hepx simulate: there is no process '{process}'; {closest(process, PROCESSES)}")
         return process
+
+    @field_validator("filters")
+    @classmethod
+    def known_filters(cls, filters: str) -> str:
+        """Refuse unknown filters with the closest names."""
+        if filters not in FILTERS:
+            raise ConfigError(f"hepx simulate: there are no filters '{filters}'; {closest(filters, FILTERS)}")
+        return filters
+
+    @field_validator("shard")
+    @classmethod
+    def existing_shard(cls, shard: str) -> str:
+        """Refuse a shard beyond the last one."""
+        number, count = parts(shard)
+        if number > count:
+            raise ConfigError(f"hepx simulate: there is no shard {number} of {count}; the last one is {count}/{count}.")
+        return shard
+
+    @property
+    def file_name(self) -> str:
+        """PROCESS.root; a shard carries its number: PROCESS_03of20.root."""
+        number, count = parts(self.shard)
+        width = len(str(count))
+        return f"{self.process}.root" if count == 1 else f"{self.process}_{number:0{width}}of{count}.root"
+
+    @property
+    def title(self) -> str:
+        """The command that makes the file.
+
+        Options younger than the shipped sample are named where they differ from what made it: its bytes stay.
+        """
+        text = (
+            f"{PROCESSES[self.process].title}; hepx {__version__} simulate {self.process} --events {self.num_events} "
+            f"--seed {self.seed} --met-min {self.met_min:g}"
+        )
+        younger = (("filters", "loose"), ("chunk_size", 800), ("shard", "1/1"))
+        for name, first in younger:
+            if getattr(self, name) != first:
+                text += f" --{name.replace('_', '-')} {getattr(self, name)}"
+        return text
+
+
+def parts(shard: str) -> list[int]:
+    """Number and count of a shard.
+
+    >>> parts("3/20")
+    [3, 20]
+    """
+    return [int(text) for text in shard.split("/")]
 
 
 def simulate(settings: SimulateSettings, output: Path) -> Path:
@@ -70,12 +125,8 @@ def simulate(settings: SimulateSettings, output: Path) -> Path:
     """
     require_generators()
     process = PROCESSES[settings.process]
-    recipe = Recipe(settings.seed, settings.met_min, settings.filters)
-    events = produce(process, settings.num_events, recipe, settings.workers)
-    title = (
-        f"{process.title}; hepx {__version__} simulate {process.name} --events {settings.num_events} "
-        f"--seed {settings.seed} --met-min {settings.met_min:g}"
-    )
-    write_tree(events, output, title)
+    recipe = Recipe(settings.seed, settings.met_min, settings.filters, settings.chunk_size)
+    events = produce(process, settings.num_events, recipe, settings.workers, Shard(*parts(settings.shard)))
+    write_tree(events, output, settings.title)
     log.info("%s: %d events of %s", output, len(events), process.name)
     return output

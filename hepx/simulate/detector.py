@@ -58,7 +58,7 @@ TAG_MAXIMUM, LEPTON_MAXIMUM = 0.66, 0.95
 UNWEIGHTING = TAG_MAXIMUM * LEPTON_MAXIMUM
 
 
-def reconstruct(records: Any, met_min: float, rng: np.random.Generator) -> ak.Array:
+def reconstruct(records: Any, met_min: float, rng: np.random.Generator) -> tuple[ak.Array, Integers]:
     """Reconstruct a batch and select one lepton, 2-3 jets, exactly two b-tags (77 %), met > met_min.
 
     Args:
@@ -67,11 +67,11 @@ def reconstruct(records: Any, met_min: float, rng: np.random.Generator) -> ak.Ar
         rng: source of every random number used.
 
     Returns:
-        The selected events, one record each with the branches lep_*, jet_*, met*, truth_*, trig* (GeV, rad).
-        Their weight is UNWEIGHTING.
+        The selected events, one record each with the branches lep_*, jet_*, met*, truth_*, trig* (GeV, rad), and
+        which of the batch they are. Their weight is UNWEIGHTING times that of the generated event.
     """
     particles = describe(records)
-    particles, lepton = choose_lepton(particles, rng)
+    particles, lepton, found = choose_lepton(particles, rng)
     jets = cluster(particles, rng)
     jets, isolated = remove_overlap(jets, lepton)
     met, met_sig = missing_momentum(particles, jets, lepton, rng)
@@ -81,10 +81,12 @@ def reconstruct(records: Any, met_min: float, rng: np.random.Generator) -> ak.Ar
     particles, jets, lepton, met, met_sig = (array[keep] for array in (particles, jets, lepton, met, met_sig))
     jets = label(jets, particles, JET_RADIUS)
     quantile = tag(jets.truthflav, jets.pt, jets.eta, rng)
+    index = np.flatnonzero(found)[keep]
     keep = ak.to_numpy(ak.num(quantile) > 0)
     truth_met = total(particles[particles.invisible])
     selected = output(jets, quantile, lepton, met, met_sig, truth_met)[keep]
-    return ak.Array(selected.layout)  # without the behaviours of vector, which cannot be sent between processes
+    # without the behaviours of vector, which cannot be sent between processes
+    return ak.Array(selected.layout), index[keep]
 
 
 def output(jets: Any, quantile: Any, lepton: Any, met: Any, met_sig: Any, truth_met: Any) -> ak.Array:
@@ -144,8 +146,8 @@ def choose(weights: Floats, maximum: float, rng: np.random.Generator) -> Integer
     return np.where(index < weights.shape[1], index, -1)
 
 
-def choose_lepton(particles: Any, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Events with exactly one identified lepton: (particles `[B', var]`, the lepton `[B']`).
+def choose_lepton(particles: Any, rng: np.random.Generator) -> tuple[Any, Any, npt.NDArray[np.bool_]]:
+    """Events with exactly one identified lepton: particles `[B', var]`, the lepton `[B']`, and which they are `[B]`.
 
     Prompt electrons and muons, those of leptonic taus included. The lepton is identified (electron tight, muon
     medium, pt > 25 GeV) while every other one above 7 GeV fails the loose criteria.
@@ -160,7 +162,7 @@ def choose_lepton(particles: Any, rng: np.random.Generator) -> tuple[Any, Any]:
     index = choose(padded(efficiency * others_fail), LEPTON_MAXIMUM, rng)
     found = index >= 0
     chosen = leptons[found][ak.local_index(leptons[found]) == index[found]]
-    return particles[found], ak.flatten(chosen)
+    return particles[found], ak.flatten(chosen), found
 
 
 def measure_leptons(leptons: Any, rng: np.random.Generator) -> Any:

@@ -12,13 +12,16 @@ Sources (values quoted from the literature from memory are marked approximate):
   (Resummino; arXiv:1207.2159, arXiv:1304.0790); the value at 500 GeV is approximate;
 * top pairs 831.76 pb, NNLO+NNLL, m(t) = 172.5 GeV: Top++ 2.0, arXiv:1112.5675 (approximate);
 * single top 217.0 pb (t-channel) and 10.32 pb (s-channel), t and tbar, NLO: HATHOR 2.1, arXiv:1007.1327 (approximate);
+* single top with a W: hepx/simulate/wt.py; W + jets: hepx/simulate/wjets.py;
 * BR(W -> l nu) = 3 x 0.1086 with l = e, mu, tau: Particle Data Group; BR(h -> bb) = 0.5824 at 125 GeV:
   LHC Higgs Working Group, arXiv:1610.07922 (both approximate).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 BR_W_LEPTONIC = 3 * 0.1086
 BR_HIGGS_BB = 0.5824
@@ -38,6 +41,9 @@ class Channel:
         filteff: product of the branching fractions forced in `pythia`.
         share: part of the selected events of the process that comes from this channel, relative to the others.
         min_b: b quarks of the hard process below which an event is not worth showering.
+        kfac: what corrects `xsec` to a higher order, 1 if it is of that order already.
+        enhanced: splittings that Pythia makes more often, such as "fsr:G2BB = 10"; the events then have weights.
+        matrix_element: makes the `SigmaProcess` of a hard process that Pythia lacks.
         masses: (m of chargino_1 and neutralino_2, m of neutralino_1) in GeV; None for the Standard Model.
     """
 
@@ -47,6 +53,9 @@ class Channel:
     filteff: float = 1.0
     share: float = 1.0
     min_b: int = 2
+    kfac: float = 1.0
+    enhanced: str = ""
+    matrix_element: Callable[[], Any] | None = None
     masses: tuple[float, float] | None = None
 
 

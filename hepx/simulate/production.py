@@ -21,20 +21,23 @@ from typing import Any
 import awkward as ak
 import numpy as np
 
-from hepx.errors import HepxError
+from hepx.errors import ConfigError, HepxError
 from hepx.progress import Advance, progress
 from hepx.simulate.detector import UNWEIGHTING, reconstruct
-from hepx.simulate.generator import generate
+from hepx.simulate.generator import FILTERS, generate
 from hepx.simulate.processes import Channel, Process
 from hepx.simulate.writer import RUN_NUMBER, SCALE_FACTORS
 
-TYPICAL_SELECTED = 100  # of one chunk of the signal; only a first guess of how many chunks to start
+TYPICAL_SELECTED = 400  # of one chunk of the signal; only a first guess of how many chunks to start
 NUM_PYTHIA_SEEDS = 900_000_000
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The selected events of a chunk and how many hard processes were tried for them."""
+    """The selected events of a chunk and how many hard processes were tried for them.
+
+    The events have the fields mcWeight and, if the filters were looking on, passed.
+    """
 
     events: ak.Array
     num_tried: int
@@ -46,18 +49,44 @@ class Recipe:
 
     seed: int
     met_min: float
-    filters: bool = True
-    chunk_size: int = 800  # events after the filters; long against the start of a Pythia, about one second
+    filters: str = "tight"
+    chunk_size: int = 3200  # events after the filters; long against the start of a Pythia, a fifth of a second
+    looking_on: bool = False
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number`, counting from 1, of a sample made in `count` parts.
+
+    It takes every count-th chunk and event number, so that shards made anywhere, in any order, share none of them.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def part(self, total: int) -> int:
+        """How many of `total` events are in this shard: the same for all of them, up to one.
+
+        >>> [Shard(number, 3).part(10) for number in (1, 2, 3)]
+        [3, 3, 4]
+        """
+        return total * self.number // self.count - total * (self.number - 1) // self.count
+
+
+ALL = Shard()
 
 
 def generate_chunk(channel: Channel, index: int, recipe: Recipe) -> Chunk:
     """Generate, reconstruct and select chunk `index` of a channel."""
     pythia_seed = (pythia_offset(recipe.seed, channel.number) + index) % NUM_PYTHIA_SEEDS + 1
     rng = np.random.default_rng(np.random.SeedSequence(recipe.seed, spawn_key=(channel.number, index)))
+    filters = FILTERS[recipe.filters]
     batches, num_tried = [], 0
-    for records, tried in generate(channel, pythia_seed, recipe.met_min, recipe.filters, recipe.chunk_size):
-        batches.append(reconstruct(records, recipe.met_min, rng))
-        num_tried += tried
+    for batch in generate(channel, pythia_seed, recipe.met_min, filters, recipe.chunk_size, recipe.looking_on):
+        events, chosen = reconstruct(batch.records, recipe.met_min, rng)
+        events = ak.with_field(events, UNWEIGHTING * batch.weight[chosen], "mcWeight")
+        batches.append(ak.with_field(events, batch.passed[chosen], "passed") if recipe.looking_on else events)
+        num_tried += batch.num_tried
     return Chunk(ak.concatenate(batches), num_tried)
 
 
@@ -82,9 +111,14 @@ def chunks_needed(num_missing: int, done: list[Chunk]) -> int:
     return math.ceil(num_missing / max(mean, 1.0))
 
 
-def generate_channel(channel: Channel, num_wanted: int, recipe: Recipe, workers: Workers, advance: Advance) -> Chunk:
-    """Take chunks 0, 1, 2, … of a channel until `num_wanted` events are selected; of the last one, take a part."""
-    indices = itertools.count()
+def generate_channel(
+    channel: Channel, num_wanted: int, recipe: Recipe, shard: Shard, workers: Workers, advance: Advance
+) -> Chunk:
+    """Take the chunks of a shard (0, 1, 2, … if it is the only one) until `num_wanted` events are selected.
+
+    Of the last chunk, take a part.
+    """
+    indices = itertools.count(shard.number - 1, shard.count)
     waiting: deque[Future[Chunk]] = deque()
     done: list[Chunk] = []
     missing = num_wanted
@@ -99,22 +133,28 @@ def generate_channel(channel: Channel, num_wanted: int, recipe: Recipe, workers:
     return Chunk(ak.concatenate([chunk.events for chunk in done]), sum(chunk.num_tried for chunk in done))
 
 
-def normalise(chunk: Chunk, channel: Channel) -> ak.Array:
+def normalise(chunk: Chunk, channel: Channel, num_events: int) -> ak.Array:
     """Add the branches of identification and normalisation, constant over a channel.
 
-    sum_of_weights counts every hard process tried as 1, before filters and selection; mcWeight is the part of the
-    b-tagging and lepton efficiencies that was not applied by accept and reject.
+    Args:
+        chunk: selected events.
+        channel: where they come from.
+        num_events: selected events of the channel in all shards.
+
+    sum_of_weights counts every hard process tried as 1, before filters and selection. Of a shard, which knows only
+    its own part, it is the estimate for all shards together, so that the yield is the sum over all files. mcWeight is
+    the part of the b-tagging and lepton efficiencies that was not applied by accept and reject.
     """
     m_wino, m_lsp = channel.masses or (0.0, 0.0)
+    num_tried = chunk.num_tried * num_events / len(chunk.events)
     constants = {
         "runNumber": RUN_NUMBER,
         "channelNumber": channel.number,
-        "mcWeight": UNWEIGHTING,
         "xsec": channel.xsec,
-        "kfac": 1.0,
+        "kfac": channel.kfac,
         "filteff": channel.filteff,
-        "sum_of_weights": chunk.num_tried,
-        "num_events": chunk.num_tried,
+        "sum_of_weights": num_tried,
+        "num_events": num_tried,
         "susy_mC1N2": m_wino,
         "susy_mN1": m_lsp,
         **{f"ScaleFactor_{name}": 1.0 for name in SCALE_FACTORS},
@@ -169,15 +209,28 @@ def start_workers(number: int) -> Iterator[Workers]:
         ) from error
 
 
-def produce(process: Process, num_events: int, recipe: Recipe, num_workers: int) -> ak.Array:
-    """Generate `num_events` selected events of a process, channels mixed, eventNumber counting from 1."""
+def produce(process: Process, num_events: int, recipe: Recipe, num_workers: int, shard: Shard = ALL) -> ak.Array:
+    """Generate the part of `num_events` selected events that is in a shard, channels mixed.
+
+    eventNumber counts from 1; with several shards, each takes every so many-th number.
+    """
     wanted = quotas([channel.share for channel in process.channels], num_events)
+    here = [shard.part(number) for number in wanted]
+    if not any(here):
+        raise ConfigError(
+            f"hepx simulate {process.name}: shard {shard.number}/{shard.count} of {num_events} events is empty; "
+            "make fewer shards or more events."
+        )
     parts = []
-    with progress(f"simulate {process.name}", num_events, " events") as advance, start_workers(num_workers) as workers:
-        for channel, num_wanted in zip(process.channels, wanted, strict=True):
-            if num_wanted:
-                parts.append(normalise(generate_channel(channel, num_wanted, recipe, workers, advance), channel))
+    with (
+        progress(f"simulate {process.name}", sum(here), " events") as advance,
+        start_workers(num_workers) as workers,
+    ):
+        for channel, total, number in zip(process.channels, wanted, here, strict=True):
+            if number:
+                chunk = generate_channel(channel, number, recipe, shard, workers, advance)
+                parts.append(normalise(chunk, channel, total))
     events = ak.concatenate(parts)
     # Mixed, so that the first events of a file are a fair sample of its channels.
     events = events[np.random.default_rng(recipe.seed).permutation(len(events))]
-    return ak.with_field(events, np.arange(1, len(events) + 1), "eventNumber")
+    return ak.with_field(events, shard.number + shard.count * np.arange(len(events)), "eventNumber")
