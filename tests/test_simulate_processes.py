@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ import numpy.typing as npt
 import pytest
 import uproot
 
-from hepx.simulate import PROCESSES, production
+from hepx.config import load, parse
+from hepx.run import RunSettings
+from hepx.simulate import PROCESSES, SimulateSettings, production
 from hepx.simulate.generator import COMMON, FILTERS, generate
 from hepx.simulate.processes import BR_W_LEPTONIC, Channel
 from hepx.simulate.production import Recipe
@@ -297,3 +301,19 @@ def test_the_recipe_of_the_shipped_sample_still_makes_it(name: str, index: int) 
     if name == "signal":
         assert found(Recipe(42, 100.0, "tight", 800)) < 1.0
         assert found(Recipe(43, 100.0, "loose", 800)) == 0.0
+
+
+def test_the_large_config_runs_what_its_command_makes() -> None:
+    """Its comment holds a command; the samples of the config are the files that the command makes."""
+    path = DATA.parent / "configs" / "large.yaml"
+    (command,) = re.findall(r"hepx simulate ((?:\w+=\d+ )+).*--output (\w+)", path.read_text())
+    wanted = dict(text.split("=") for text in command[0].split())
+    assert set(wanted) == set(PROCESSES)
+    assert sum(map(int, wanted.values())) >= 100_000
+    settings = parse(RunSettings, load(path), str(path))
+    for name, sample in settings.data.samples.items():
+        (pattern,) = sample.files
+        for shard in ("1/1", "3/20"):
+            made = SimulateSettings(process=name, num_events=int(wanted.pop(name, 1)), shard=shard).file_name
+            assert fnmatch(f"{command[1]}/{made}", pattern)
+    assert not wanted
