@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import awkward as ak
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -204,7 +203,7 @@ def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> Gr
         chosen = np.flatnonzero(allowed & (rank < node.max))
         place = flat.row[chosen] * num_slots + slot + rank[chosen]
         for name in DEFINED[node.type]:
-            x[place, list(RAW_FEATURES).index(name)] = flat.fields[name][chosen]
+            x[:, list(RAW_FEATURES).index(name)][place] = flat.fields[name][chosen]
         object_index[place] = _FIRST_INDEX[_collection(node)] + (chosen - flat.first[chosen])
         if "truth_parent" in flat.fields:
             truth_parent[place] = flat.fields["truth_parent"][chosen]
@@ -254,22 +253,17 @@ def _collection(node: NodeSettings) -> str:
 
 
 def _flatten(events: EventBatch, collection: str) -> _Flat:
-    momenta = events.objects[collection]
-    if collection == "met":
-        fields = {"pt": momenta["pt"], "phi": momenta["phi"], "met_significance": momenta["significance"]}
-        counts = np.ones(len(momenta), dtype=np.int64)
-    else:
-        wanted = (*DEFINED[collection], "tagged", "truth_parent")
-        fields = {name: ak.flatten(momenta[name]) for name in wanted if name in momenta.fields}
-        counts = ak.to_numpy(ak.num(momenta))
-    arrays = {name: ak.to_numpy(values) for name, values in fields.items()}
-    if collection == "met" and np.isnan(arrays["met_significance"]).any():
+    objects = events.collections[collection]
+    names = {"met_significance": "significance"} if collection == "met" else {}
+    wanted = {name: names.get(name, name) for name in (*DEFINED[collection], "tagged", "truth_parent")}
+    fields = {name: objects[field] for name, field in wanted.items() if field in objects}
+    if collection == "met" and np.isnan(fields["met_significance"]).any():
         raise DataError(
             f"sample '{events.sample}': the events have no E_T^miss significance, which the node type met needs. "
             "Name its branch in the schema (met: {significance: …})."
         )
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    return _Flat(arrays, np.repeat(np.arange(len(counts)), counts), first, np.zeros(len(first), dtype=bool))
+    first = np.repeat(objects.offsets[:-1], objects.counts)
+    return _Flat(fields, objects.event, first, np.zeros(len(first), dtype=bool))
 
 
 def to_pyg(graphs: GraphBatch, self_loops: bool = False) -> list[Any]:

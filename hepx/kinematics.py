@@ -1,43 +1,112 @@
 """Physics observables as pure functions of momenta; GeV and rad in and out.
 
-Momenta are `vector` arrays (numpy or awkward) of shape [B], or [B, var] for collections. A missing object is None in
-an awkward array and gives NaN in `observables`.
+A momentum is anything with the arrays pt, eta, phi and mass [B] (a `Momentum`, or one of `vector`), NaN where the
+object is missing; an observable of it is then NaN too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
-import vector
 
-vector.register_awkward()
+from hepx.collection import Collection
 
-Momenta = Any  # a `vector` array; its classes are created at run time and cannot be named in a type
-Objects = Mapping[str, Momenta]
+Float64 = npt.NDArray[np.float64]
 
 
-def transverse_mass(lepton: Momenta, met: Momenta) -> Any:
+class Momentum(NamedTuple):
+    """One object per event: pt, eta, phi, mass [B]."""
+
+    pt: Any
+    eta: Any
+    phi: Any
+    mass: Any
+
+
+def wrap(phi: Any) -> Any:
+    """The same angle in [−π, π).
+
+    >>> wrap(np.array([0.5, 4.0])).round(4).tolist()
+    [0.5, -2.2832]
+    """
+    turn = 2 * np.pi
+    shifted = np.asarray(phi + np.pi)
+    shifted = shifted + turn * (shifted < 0) - turn * (shifted >= turn)  # the remainder is ten times slower
+    if ((shifted < 0) | (shifted >= turn)).any():
+        shifted = shifted % turn
+    return shifted - np.pi
+
+
+def delta_phi(one: Any, other: Any) -> Any:
+    """Difference of the angles of two momenta in [−π, π), rad [B]."""
+    return wrap(one.phi - other.phi)
+
+
+def delta_r(one: Any, other: Any) -> Any:
+    """ΔR = √(Δη² + Δφ²) of two momenta [B]."""
+    return np.sqrt((one.eta - other.eta) ** 2 + delta_phi(one, other) ** 2)
+
+
+class Cartesian(NamedTuple):
+    """A four-momentum by its components, GeV [B]."""
+
+    x: Any
+    y: Any
+    z: Any
+    energy: Any
+
+
+def cartesian(pt: Any, eta: Any, phi: Any, mass: Any) -> Cartesian:
+    """The components of a momentum; a negative mass counts as a negative square of a mass, as in `vector`."""
+    x, y, z = pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)
+    return Cartesian(x, y, z, np.sqrt(x * x + y * y + z * z + np.copysign(mass * mass, mass)))
+
+
+def add(one: Cartesian, other: Cartesian) -> Cartesian:
+    """The sum of two momenta."""
+    return Cartesian(*(a + b for a, b in zip(one, other, strict=True)))
+
+
+def mass(momentum: Cartesian) -> Any:
+    """Invariant mass, GeV [B]; of a negative square it is minus the root."""
+    x, y, z, energy = momentum
+    squared = energy * energy - (x * x + y * y + z * z)
+    return np.copysign(np.sqrt(np.abs(squared)), squared)
+
+
+def transverse_mass(lepton: Any, met: Any) -> Any:
     """m_T = √(2 pt met (1 − cos Δφ)) of a lepton and the missing momentum, GeV [B]."""
-    return np.sqrt(2 * lepton.pt * met.pt * (1 - np.cos(lepton.deltaphi(met))))
+    return np.sqrt(2 * lepton.pt * met.pt * (1 - np.cos(delta_phi(lepton, met))))
 
 
-def contransverse_mass(b1: Momenta, b2: Momenta) -> Any:
+def contransverse_mass(b1: Any, b2: Any) -> Any:
     """m_CT = √(2 pt1 pt2 (1 + cos Δφ)), massless form (Tovey, arXiv:0802.2879), GeV [B].
 
     For a pair of top quarks m_CT of the b-jets ends near 135 GeV: (m_t² − m_W²) / m_t.
     """
-    return np.sqrt(2 * b1.pt * b2.pt * (1 + np.cos(b1.deltaphi(b2))))
+    return np.sqrt(2 * b1.pt * b2.pt * (1 + np.cos(delta_phi(b1, b2))))
 
 
-def nearest_mass(lepton: Momenta, bjets: Momenta) -> Any:
-    """Mass of the lepton [B] and the b-jet [B, var] nearest in ΔR, GeV [B]; None where there is no b-jet."""
-    nearest = ak.argmin(lepton.deltaR(bjets), axis=1, keepdims=True)
-    return (lepton + ak.firsts(bjets[nearest])).mass
+def nearest_mass(lepton: Any, bjets: Collection) -> Any:
+    """Mass of the lepton [B] and the b-jet nearest in ΔR, GeV [B]; NaN where either is missing."""
+    bjets = _with_components(bjets)
+    eta, phi = (np.asarray(values)[bjets.event] for values in (lepton.eta, lepton.phi))
+    nearest = bjets.least((bjets["eta"] - eta) ** 2 + wrap(bjets["phi"] - phi) ** 2)
+    own = cartesian(*(np.asarray(getattr(lepton, name)) for name in Momentum._fields))
+    return mass(add(own, Cartesian(*bjets.take(nearest, *Cartesian._fields))))
+
+
+def _with_components(objects: Collection) -> Collection:
+    """The objects with their cartesian components as further fields, computed once."""
+    if "energy" in objects:
+        return objects
+    found = cartesian(*(objects[name] for name in Momentum._fields))
+    return objects.with_fields(**found._asdict())
 
 
 def jet_resolution(pt: Any) -> Any:
@@ -53,36 +122,57 @@ def jet_resolution(pt: Any) -> Any:
 
 def lepton_resolution(code: Any, energy: Any, pt: Any) -> Any:
     """Relative resolution: electrons (code 11) 10 %/√E ⊕ 1 %, muons 2 % ⊕ 0.01 % pt; E and pt in GeV."""
-    return ak.where(code == 13, np.hypot(0.02, 1e-4 * pt), np.hypot(0.10 / np.sqrt(energy), 0.01))
+    return np.where(code == 13, np.hypot(0.02, 1e-4 * pt), np.hypot(0.10 / np.sqrt(energy), 0.01))
 
 
 SOFT_RESOLUTION = 8.9  # GeV per axis
 
 
-def met_significance(met: Momenta, jets: Momenta, leptons: Momenta) -> npt.NDArray[np.float64]:
+def met_significance(pt: Float64, phi: Float64, jets: Collection, leptons: Collection) -> Float64:
     """Object-based significance of the missing momentum, √(mᵀ V⁻¹ m) [B], where a file does not have it.
 
     V sums the covariances of the jets and leptons, each its pt resolution along its direction, and 8.9 GeV per axis
     for the soft term. Leptons without a `flavour` (11 or 13) count as electrons. Source: ATLAS-CONF-2018-038
     (approximate).
     """
-    code = leptons["flavour"] if "flavour" in leptons.fields else leptons.pt * 0 + 11
-    jet_sigma = jet_resolution(jets.pt) * jets.pt
-    lepton_sigma = lepton_resolution(abs(code), leptons.pt * np.cosh(leptons.eta), leptons.pt) * leptons.pt
-    phi, sigma = (ak.concatenate(parts, axis=1) for parts in ((jets.phi, leptons.phi), (jet_sigma, lepton_sigma)))
-    return _column(significance(met.pt * np.cos(met.phi), met.pt * np.sin(met.phi), phi, sigma))
+    code = np.abs(leptons["flavour"]) if "flavour" in leptons else np.full(len(leptons["pt"]), 11)
+    sigma = lepton_resolution(code, leptons["pt"] * np.cosh(leptons["eta"]), leptons["pt"]) * leptons["pt"]
+    covariance = np.full((3, len(pt)), SOFT_RESOLUTION**2)
+    covariance[2] = 0
+    for objects, along in ((jets, jet_resolution(jets["pt"]) * jets["pt"]), (leptons, sigma)):
+        x, y = along * np.cos(objects["phi"]), along * np.sin(objects["phi"])
+        for entry, product in zip(covariance, (x * x, y * y, x * y), strict=True):
+            entry += objects.total(product)
+    return _significance(pt * np.cos(phi), pt * np.sin(phi), *covariance)
 
 
 def significance(px: Any, py: Any, phi: Any, sigma: Any) -> Any:
     """S = √(mᵀ V⁻¹ m) [B], which is E_T^miss / √(V_L (1 − ρ_LT²)).
 
-    px, py: components m of the missing momentum, GeV [B]; phi, sigma: directions of the objects, rad [B, var], and
-    their resolutions along them, GeV [B, var]. V sums their covariances and that of the soft term.
+    px, py: components m of the missing momentum, GeV [B]; phi, sigma: directions of the objects, rad, and their
+    resolutions along them, GeV, awkward [B, var]. V sums their covariances and that of the soft term.
     """
     vxx = ak.sum((sigma * np.cos(phi)) ** 2, axis=1) + SOFT_RESOLUTION**2
     vyy = ak.sum((sigma * np.sin(phi)) ** 2, axis=1) + SOFT_RESOLUTION**2
-    vxy = ak.sum(sigma**2 * np.sin(phi) * np.cos(phi), axis=1)
+    return _significance(px, py, vxx, vyy, ak.sum(sigma**2 * np.sin(phi) * np.cos(phi), axis=1))
+
+
+def _significance(px: Any, py: Any, vxx: Any, vyy: Any, vxy: Any) -> Any:
     return np.sqrt((px**2 * vyy - 2 * px * py * vxy + py**2 * vxx) / (vxx * vyy - vxy**2))
+
+
+class Event:
+    """The objects of the events as observables need them: collections, and the leading objects [B]."""
+
+    def __init__(self, objects: Mapping[str, Collection]) -> None:
+        self.jets, self.bjets, self.leptons = objects["jet"], _with_components(objects["bjet"]), objects["lepton"]
+        self.b1, self.b2, self.lepton = _leading(self.bjets, 0), _leading(self.bjets, 1), _leading(self.leptons, 0)
+        self.met, self.met_significance = _leading(objects["met"], 0), objects["met"]["significance"]
+        self.bb = add(*(Cartesian(*self.bjets.take(self.bjets.place(rank), *Cartesian._fields)) for rank in (0, 1)))
+
+
+def _leading(objects: Collection, rank: int) -> Momentum:
+    return Momentum(*objects.take(objects.place(rank), *Momentum._fields))
 
 
 @dataclass(frozen=True)
@@ -93,47 +183,37 @@ class Observable:
     unit: str
     label: str
     types: tuple[str, ...]
-    compute: Callable[[Objects], Any]
+    compute: Callable[[Event], Any]
 
-
-def _item(collection: str, index: int) -> Callable[[Objects], Momenta]:
-    return lambda objects: ak.pad_none(objects[collection], index + 1, axis=1)[:, index]
-
-
-_b1, _b2, _lepton = _item("bjet", 0), _item("bjet", 1), _item("lepton", 0)
 
 OBSERVABLES: dict[str, Observable] = {
-    "mbb": Observable("GeV", r"$m_{bb}$", ("bjet",), lambda o: (_b1(o) + _b2(o)).mass),
-    "mt": Observable("GeV", r"$m_{T}$", ("lepton", "met"), lambda o: transverse_mass(_lepton(o), o["met"])),
-    "mct": Observable("GeV", r"$m_{CT}$", ("bjet",), lambda o: contransverse_mass(_b1(o), _b2(o))),
-    "met": Observable("GeV", r"$E_{T}^{miss}$", ("met",), lambda o: o["met"].pt),
-    "met_significance": Observable("", r"$E_{T}^{miss}$ significance", ("met",), lambda o: o["met"]["significance"]),
-    "delta_r_bb": Observable("", r"$\Delta R(b,b)$", ("bjet",), lambda o: _b1(o).deltaR(_b2(o))),
-    "delta_phi_bb": Observable("rad", r"$|\Delta\phi(b,b)|$", ("bjet",), lambda o: np.abs(_b1(o).deltaphi(_b2(o)))),
-    "pt_bb": Observable("GeV", r"$p_{T}^{bb}$", ("bjet",), lambda o: (_b1(o) + _b2(o)).pt),
-    "mlb": Observable("GeV", r"$m_{\ell b}$", ("lepton", "bjet"), lambda o: nearest_mass(_lepton(o), o["bjet"])),
-    "ht": Observable("GeV", r"$H_{T}$", ("bjet", "jet"), lambda o: ak.sum(o["jet"].pt, axis=1)),
-    "n_jet": Observable("", r"$N_{jet}$", ("jet",), lambda o: ak.num(o["jet"])),
-    "lepton_pt": Observable("GeV", r"$p_{T}^{\ell}$", ("lepton",), lambda o: _lepton(o).pt),
-    "b1_pt": Observable("GeV", r"$p_{T}^{b_1}$", ("bjet",), lambda o: _b1(o).pt),
-    "b2_pt": Observable("GeV", r"$p_{T}^{b_2}$", ("bjet",), lambda o: _b2(o).pt),
+    "mbb": Observable("GeV", r"$m_{bb}$", ("bjet",), lambda e: mass(e.bb)),
+    "mt": Observable("GeV", r"$m_{T}$", ("lepton", "met"), lambda e: transverse_mass(e.lepton, e.met)),
+    "mct": Observable("GeV", r"$m_{CT}$", ("bjet",), lambda e: contransverse_mass(e.b1, e.b2)),
+    "met": Observable("GeV", r"$E_{T}^{miss}$", ("met",), lambda e: e.met.pt),
+    "met_significance": Observable("", r"$E_{T}^{miss}$ significance", ("met",), lambda e: e.met_significance),
+    "delta_r_bb": Observable("", r"$\Delta R(b,b)$", ("bjet",), lambda e: delta_r(e.b1, e.b2)),
+    "delta_phi_bb": Observable("rad", r"$|\Delta\phi(b,b)|$", ("bjet",), lambda e: np.abs(delta_phi(e.b1, e.b2))),
+    "pt_bb": Observable("GeV", r"$p_{T}^{bb}$", ("bjet",), lambda e: np.sqrt(e.bb.x**2 + e.bb.y**2)),
+    "mlb": Observable("GeV", r"$m_{\ell b}$", ("lepton", "bjet"), lambda e: nearest_mass(e.lepton, e.bjets)),
+    "ht": Observable("GeV", r"$H_{T}$", ("bjet", "jet"), lambda e: e.jets.total(e.jets["pt"])),
+    "n_jet": Observable("", r"$N_{jet}$", ("jet",), lambda e: e.jets.counts),
+    "lepton_pt": Observable("GeV", r"$p_{T}^{\ell}$", ("lepton",), lambda e: e.lepton.pt),
+    "b1_pt": Observable("GeV", r"$p_{T}^{b_1}$", ("bjet",), lambda e: e.b1.pt),
+    "b2_pt": Observable("GeV", r"$p_{T}^{b_2}$", ("bjet",), lambda e: e.b2.pt),
     "delta_phi_lepton_met": Observable(
-        "rad", r"$|\Delta\phi(\ell,E_{T}^{miss})|$", ("lepton", "met"), lambda o: np.abs(_lepton(o).deltaphi(o["met"]))
+        "rad", r"$|\Delta\phi(\ell,E_{T}^{miss})|$", ("lepton", "met"), lambda e: np.abs(delta_phi(e.lepton, e.met))
     ),
-    "n_bjet": Observable("", r"$N_{b-jet}$", ("bjet",), lambda o: ak.num(o["bjet"])),
-    "n_lepton": Observable("", r"$N_{\ell}$", ("lepton",), lambda o: ak.num(o["lepton"])),
+    "n_bjet": Observable("", r"$N_{b-jet}$", ("bjet",), lambda e: e.bjets.counts),
+    "n_lepton": Observable("", r"$N_{\ell}$", ("lepton",), lambda e: e.leptons.counts),
 }
 """Every observable an event has; the first fifteen are the high-level inputs of the reference trees."""
 
 
-def observables(objects: Objects) -> dict[str, npt.NDArray[np.float64]]:
+def observables(objects: Mapping[str, Collection]) -> dict[str, Float64]:
     """All observables of the events, float64 [B]; NaN where an object is missing.
 
-    `objects` maps jet, bjet, lepton to momenta [B, var] sorted by falling pt and met to momenta [B] with a
-    `significance` field.
+    `objects` maps jet, bjet, lepton to objects sorted by falling pt, and met to one per event with a `significance`.
     """
-    return {name: _column(observable.compute(objects)) for name, observable in OBSERVABLES.items()}
-
-
-def _column(values: Any) -> npt.NDArray[np.float64]:
-    return ak.to_numpy(ak.fill_none(ak.values_astype(values, np.float64), np.nan)).astype(np.float64)
+    event = Event(objects)
+    return {name: np.asarray(each.compute(event), dtype=np.float64) for name, each in OBSERVABLES.items()}

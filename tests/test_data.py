@@ -12,6 +12,7 @@ import uproot
 import vector
 
 from hepx import kinematics
+from hepx.collection import Collection
 from hepx.config import parse
 from hepx.errors import ConfigError, DataError
 from hepx.events import DataSettings, SplitSettings, inspect_file, read_events, select
@@ -141,12 +142,11 @@ def test_observables_against_vector(small: Path, columns: dict[str, ak.Array]) -
 
 
 def test_nearest_lepton_bjet_mass() -> None:
-    lepton = vector.Array([{"pt": 50.0, "eta": 0.0, "phi": 0.0, "mass": 0.0}])
-    bjets = vector.Array(
-        [[{"pt": 90.0, "eta": 2.0, "phi": 3.0, "mass": 0.0}, {"pt": 40.0, "eta": 0.0, "phi": 1.0, "mass": 0.0}]]
-    )
+    lepton = kinematics.Momentum(*np.array([[50.0], [0.0], [0.0], [0.0]]))
+    bjets = {"pt": [90.0, 40.0], "eta": [2.0, 0.0], "phi": [3.0, 1.0], "mass": [0.0, 0.0]}
+    objects = Collection({name: np.array(values) for name, values in bjets.items()}, np.array([0, 2]))
     expected = np.sqrt(2 * 50 * 40 * (1 - np.cos(1.0)))
-    assert kinematics.nearest_mass(lepton, bjets)[0] == pytest.approx(expected)
+    assert kinematics.nearest_mass(lepton, objects)[0] == pytest.approx(expected)
 
 
 def test_contransverse_mass_ends_where_theory_says() -> None:

@@ -18,6 +18,7 @@ LAYERS = [
         "random",
         "signals",
         "expression",
+        "collection",
         "kinematics",
         "config",
         "results",

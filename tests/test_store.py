@@ -31,7 +31,7 @@ NUM_SIGNAL, NUM_BACKGROUND = 6000, 4200
 
 
 def write_events(path: Path, num_events: int, first: int = 1, channel: int = 410470) -> Path:
-    """A file in the 2025 layout: 2 to 5 jets, 0 to 2 leptons; written piece by piece, so that it may be large."""
+    """A file in the 2025 layout: 2 to 5 jets, 0 to 2 leptons, by falling pt. Written in pieces: it may be large."""
     rng = np.random.default_rng(first)
     with uproot.recreate(path) as file:
         for start in range(0, num_events, 50_000):
@@ -51,6 +51,7 @@ def _columns(rng: np.random.Generator, first: int, n: int, channel: int) -> dict
         counts = rng.integers(low, high + 1, n)
         total = int(counts.sum())
         pt, eta = 31 + rng.exponential(40, total), rng.uniform(-2.4, 2.4, total)
+        pt = pt[np.lexsort((-pt, np.repeat(np.arange(n), counts)))]
         values = {"pt": pt, "eta": eta, "phi": rng.uniform(-np.pi, np.pi, total), "e": 1.1 * pt * np.cosh(eta)}
         fields = {name: value.astype(np.float32) for name, value in values.items()}
         fields |= {name: rng.integers(*span, total).astype(np.int32) for name, span in integers.items()}

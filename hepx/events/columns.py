@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
+from hepx.collection import Collection
 from hepx.errors import DataError, closest
 from hepx.events.schema import Branch, Schema, Tagger, parse_branch
 from hepx.events.tables import Table
 
 Float64 = npt.NDArray[np.float64]
-_NUMBER = r"(u?int\d+|float\d+|bool)"
-_SHAPES = {1: ("a number", re.compile(_NUMBER)), 2: ("a list of numbers", re.compile(rf"(var|\d+) \* {_NUMBER}"))}
+Column = Any  # an array of numbers per event; lists of numbers as a Collection with the field VALUE; else awkward
+VALUE = "value"
 
 
 class Resolved:
@@ -49,7 +49,7 @@ class Resolved:
         arrays = self.table.read(self.names(), start, stop)
         where = f"{self.table.path}, events {start} to {stop}"
         values = {text: _element(branch, arrays, self._in_file, where) for text, branch in self._found.items()}
-        return Columns(values, where, stop - start)
+        return Columns({text: _column(one) for text, one in values.items()}, where, stop - start)
 
     def _in_file(self, name: str) -> str:
         return name.replace(".", self._separator)
@@ -80,44 +80,83 @@ class Resolved:
 
 
 class Columns:
-    """Arrays of some events under the names that the schema uses."""
+    """Columns of some events under the names that the schema uses: numbers per event, or lists of them."""
 
-    def __init__(self, values: Mapping[str, ak.Array], where: str, num_events: int) -> None:
+    def __init__(self, values: Mapping[str, Column], where: str, num_events: int) -> None:
         self._values, self.where, self.num_events = values, where, num_events
 
     def __contains__(self, text: str) -> bool:
         return text in self._values
 
+    def pieces(self, num_events: int) -> Iterator[Columns]:
+        """The same events, some at a time."""
+        for start in range(0, self.num_events, num_events):
+            stop = min(start + num_events, self.num_events)
+            values = {name: _part(one, start, stop) for name, one in self._values.items()}
+            yield Columns(values, self.where, stop - start)
+
     def per_event(self, text: str) -> npt.NDArray[Any]:
         """One number per event [B]; DataError if the branch holds something else."""
-        return ak.to_numpy(self._checked(text, 1))
+        values: npt.NDArray[Any] = self._values[text]
+        if not isinstance(values, np.ndarray):
+            raise self._of_another_type(text, "a number", values)
+        return values
 
-    def per_object(self, branches: Mapping[str, str], slot: bool) -> dict[str, ak.Array]:
-        """Fields of a kind of object, each [B, var] with the same counts; absent optional fields are left out."""
-        depth = 1 if slot else 2
-        fields = {name: self._checked(text, depth) for name, text in branches.items() if text in self}
-        fields = {name: values[:, np.newaxis] if slot else values for name, values in fields.items()}
-        counts = {name: ak.to_numpy(ak.num(values, axis=1)) for name, values in fields.items()}
-        first = next(iter(counts))
-        for name, count in counts.items():
-            if not np.array_equal(count, counts[first]):
+    def per_object(self, branches: Mapping[str, str], slot: bool) -> Collection:
+        """A kind of object with its fields, as many of each in every event; absent optional fields are left out."""
+        found = {name: text for name, text in branches.items() if text in self}
+        if slot:
+            fields = {name: self.per_event(text) for name, text in found.items()}
+            return Collection(fields, np.arange(self.num_events + 1))
+        lists = {name: self._list(text) for name, text in found.items()}
+        first = next(iter(lists))
+        offsets = lists[first].offsets
+        for name, other in lists.items():
+            if not np.array_equal(offsets, other.offsets):
+                different = int((lists[first].counts != other.counts).sum())
                 raise DataError(
                     f"branches {branches[first]} and {branches[name]} of {self.where}: they list different numbers of "
-                    f"objects in {int((count != counts[first]).sum())} events, so they do not belong together. "
-                    "Fix the names in the schema."
+                    f"objects in {different} events, so they do not belong together. Fix the names in the schema."
                 )
-        return {name: ak.from_regular(values, axis=1) for name, values in fields.items()}
+        return Collection({name: values[VALUE] for name, values in lists.items()}, offsets)
 
-    def _checked(self, text: str, depth: int) -> ak.Array:
-        expected, pattern = _SHAPES[depth]
-        values = self._values[text]
-        found = str(values.type.content)
-        if not pattern.fullmatch(found):
-            raise DataError(
-                f"branch {text.rstrip('?')} of {self.where}: expected {expected} per event, got '{found}'. "
-                "Fix the name in the schema, or choose another schema."
-            )
+    def _list(self, text: str) -> Collection:
+        values: Collection = self._values[text]
+        if not isinstance(values, Collection):
+            raise self._of_another_type(text, "a list of numbers", values)
         return values
+
+    def _of_another_type(self, text: str, expected: str, values: Column) -> DataError:
+        if isinstance(values, Collection):
+            found = f"var * {values[VALUE].dtype}"
+        else:
+            found = str(values.dtype) if isinstance(values, np.ndarray) else str(values.type.content)
+        return DataError(
+            f"branch {text.rstrip('?')} of {self.where}: expected {expected} per event, got '{found}'. "
+            "Fix the name in the schema, or choose another schema."
+        )
+
+
+def _column(values: ak.Array) -> Column:
+    """Numbers or lists of numbers as numpy, as a rule without a copy; anything else as it is."""
+    layout = values.layout
+    if layout.is_numpy:
+        layout = layout.to_RegularArray()
+    content = layout.content if layout.is_list and layout.parameter("__array__") is None else layout
+    if not content.is_numpy or content.purelist_depth != 1 or content.dtype.kind not in "biuf":
+        return values
+    if content is layout:
+        return np.asarray(layout.data)
+    lists = layout.to_ListOffsetArray64(True)
+    offsets = np.asarray(lists.offsets)
+    return Collection({VALUE: np.asarray(lists.content.data)[: offsets[-1]]}, offsets)
+
+
+def _part(values: Column, start: int, stop: int) -> Column:
+    if isinstance(values, Collection):
+        offsets = values.offsets[start : stop + 1]
+        return Collection({VALUE: values[VALUE][offsets[0] : offsets[-1]]}, offsets - offsets[0])
+    return values[start:stop]
 
 
 def _element(branch: Branch, arrays: Mapping[str, ak.Array], in_file: Any, where: str) -> ak.Array:
@@ -140,23 +179,18 @@ def _element(branch: Branch, arrays: Mapping[str, ak.Array], in_file: Any, where
     return chosen[:, 0] if len(chosen) else ak.flatten(chosen)
 
 
-def require(bad: Any, values: Any, what: str, problem: str, mend: str) -> None:
+def require(bad: npt.NDArray[np.bool_], values: npt.NDArray[Any], what: str, problem: str, mend: str) -> None:
     """DataError that counts the values that are bad and shows one; `bad` is a mask in the shape of the values."""
-    flags = _flat(bad).astype(bool)
-    if flags.any():
-        example = _flat(values)[flags][0]
-        raise DataError(f"{what}: {int(flags.sum())} of {len(flags)} values {problem} (for example {example}). {mend}")
-
-
-def require_finite(values: Any, what: str) -> None:
-    """DataError if a value is NaN or infinite."""
-    bad = ~np.isfinite(_flat(values))
     if bad.any():
+        num_bad, example = int(bad.sum()), values[bad][0]
+        raise DataError(f"{what}: {num_bad} of {len(bad)} values {problem} (for example {example}). {mend}")
+
+
+def require_finite(values: npt.NDArray[Any], what: str) -> None:
+    """DataError if a value is NaN or infinite."""
+    finite = np.isfinite(values)
+    if not finite.all():
         raise DataError(
-            f"{what}: {int(bad.sum())} of {len(bad)} values are NaN or infinite; expected finite numbers. "
+            f"{what}: {int((~finite).sum())} of {len(finite)} values are NaN or infinite; expected finite numbers. "
             "Remove these events from the file, or find out why its writer made them."
         )
-
-
-def _flat(values: Any) -> npt.NDArray[Any]:
-    return ak.to_numpy(ak.flatten(values, axis=None))

@@ -1,38 +1,47 @@
-"""Columns -> jets, b-jets, leptons and missing momentum as momenta in GeV and rad, checked, selected, sorted by pt."""
+"""Columns -> jets, b-jets, leptons and missing momentum in GeV and rad, checked, selected, sorted by pt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import awkward as ak
 import numpy as np
-import vector
+import numpy.typing as npt
 
 from hepx import expression, kinematics
+from hepx.collection import Collection, join
 from hepx.errors import DataError
-from hepx.events.columns import Columns, require, require_finite
+from hepx.events.columns import Columns, Float64, require, require_finite
 from hepx.events.schema import ObjectSchema, Schema, Tagger
 from hepx.events.settings import DataSettings
-
-vector.register_awkward()
 
 ENERGIES = ("pt", "energy", "mass")
 MAX_ETA, MAX_PT = 10.0, 1e5  # beyond any detector; 100 TeV is beyond any beam
 MAX_ENERGY = MAX_PT * np.cosh(MAX_ETA)
+POSSIBLE = {
+    "pt": (0.0, np.finfo(np.float64).max),
+    "eta": (-MAX_ETA, MAX_ETA),
+    "phi": (-2 * np.pi - 1e-4, 2 * np.pi + 1e-4),
+    "energy": (0.0, MAX_ENERGY),
+    "mass": (-MAX_ENERGY, MAX_ENERGY),
+}
+"""Ranges of what a file may hold; GeV and rad. That a pt is beyond any beam is told apart from that."""
+SENTINEL = "If it marks an absent object, say so in the schema (exists: pt > 0)."
 CHECK_UNIT = "Is energy_unit of the schema right?"
 USUAL_JET_PT = (0.5, 5000.0)  # GeV: no detector has jets with a median outside
 SAME = 1e-4  # relative in pt, absolute in eta and phi: far above float32 rounding, far below any resolution
 
+Array = npt.NDArray[Any]
 
-def read_objects(columns: Columns, schema: Schema, tagger: Tagger | None, data: DataSettings) -> dict[str, ak.Array]:
-    """jet, bjet, lepton [B, var] and met [B]; jets carry `tagged`, met its `significance`."""
+
+def read_objects(columns: Columns, schema: Schema, tagger: Tagger | None, data: DataSettings) -> dict[str, Collection]:
+    """jet, bjet, lepton, and met with one object per event; jets carry `tagged`, met its `significance`."""
     scale = 1e-3 if schema.energy_unit == "MeV" else 1.0
     leptons = _collection(columns, schema, "lepton", data.select_leptons, scale)
     jets = _collection(columns, schema, "jet", data.select_jets, scale, tagger, leptons)
     tagged = jets["btag"] >= (schema.btag_cut if data.btag_cut is None else data.btag_cut)
     met = _met(columns, schema, scale, jets, leptons)
-    return {"jet": ak.with_field(jets, tagged, "tagged"), "bjet": jets[tagged], "lepton": leptons, "met": met}
+    return {"jet": jets.with_fields(tagged=tagged), "bjet": jets.where(tagged), "lepton": leptons, "met": met}
 
 
 def _collection(
@@ -42,8 +51,8 @@ def _collection(
     select: str | None,
     scale: float,
     tagger: Tagger | None = None,
-    leptons: ak.Array | None = None,
-) -> ak.Array:
+    leptons: Collection | None = None,
+) -> Collection:
     """All parts of a collection, each checked and selected, joined and sorted by falling pt."""
     parts: Sequence[ObjectSchema] = getattr(schema, name)
     read = [_read_part(columns, part, scale, tagger) for part in parts]
@@ -51,60 +60,74 @@ def _collection(
         _check_unit(read, schema, columns.where)
     for one in read:
         require(one["pt"] > MAX_PT, one["pt"], f"pt of {name}s of {columns.where}", "are above 100 TeV", CHECK_UNIT)
-    momenta = _join([_select(one, select or part.select, leptons) for one, part in zip(read, parts, strict=True)])
     if name in schema.repeated:
-        momenta = momenta[_first_of_its_kind(momenta)]
-    return momenta[ak.argsort(momenta["pt"], axis=1, ascending=False, stable=True)]
+        read = _without_repeated(read)
+    return join(
+        [_select(one, select or part.select, leptons) for one, part in zip(read, parts, strict=True)]
+    ).by_falling_pt()
 
 
-def _read_part(columns: Columns, part: ObjectSchema, scale: float, tagger: Tagger | None) -> ak.Array:
+def _read_part(columns: Columns, part: ObjectSchema, scale: float, tagger: Tagger | None) -> Collection:
     branches = part.branches | (tagger.branches if tagger else {})
-    fields = columns.per_object(branches, part.slot)
+    objects = columns.per_object(branches, part.slot)
     if part.exists:
-        exists = expression.evaluate(part.exists, fields)
-        fields = {name: values[exists] for name, values in fields.items()}
+        objects = objects.where(expression.evaluate(part.exists, objects.fields))
+    fields = dict(objects.fields)
     for name in fields.keys() & {*ENERGIES, "eta", "phi"}:
-        fields[name] = ak.values_astype(fields[name], np.float64) * (scale if name in ENERGIES else 1.0)
+        fields[name] = fields[name].astype(np.float64)
+        if name in ENERGIES and scale != 1:
+            fields[name] *= scale
     _check_values(fields, branches, columns.where)
-    fields["phi"] = (fields["phi"] + np.pi) % (2 * np.pi) - np.pi
+    fields["phi"] = kinematics.wrap(fields["phi"])
     if tagger:
         fields["btag"] = _btag(fields, tagger)
         fields = {name: values for name, values in fields.items() if name not in tagger.branches}
     for name, text in part.derived.items():
-        fields[name] = expression.evaluate(text, fields) + fields["pt"] * 0
+        fields[name] = expression.evaluate(text, fields) + np.zeros(len(fields["pt"]))
     energy = fields.pop("energy", None)
     if "mass" not in fields:
         fields["mass"] = fields["pt"] * 0 if energy is None else _mass(energy, fields["pt"], fields["eta"])
-    return ak.zip(fields, with_name="Momentum4D")
+    return Collection(fields, objects.offsets)
 
 
-def _check_values(fields: dict[str, ak.Array], branches: dict[str, str], where: str) -> None:
+def _check_values(fields: Mapping[str, Array], branches: Mapping[str, str], where: str) -> None:
     """Every momentum is a possible one; the sentences tell the usual reasons why it is not."""
 
     def what(name: str) -> str:
         return f"branch {branches[name].rstrip('?')} of {where}"
 
-    for name in fields.keys() & {"pt", "eta", "phi", "energy", "mass"}:
+    found = [name for name in POSSIBLE if name in fields and not _within(fields[name], *POSSIBLE[name])]
+    for name in found:
         require_finite(fields[name], what(name))
-    pt, eta, phi = fields["pt"], fields["eta"], fields["phi"]
-    sentinel = "If it marks an absent object, say so in the schema (exists: pt > 0)."
-    require(pt < 0, pt, what("pt"), "are negative; expected pt ≥ 0 in GeV", sentinel)
-    require(abs(eta) > MAX_ETA, eta, what("eta"), f"exceed {MAX_ETA:g}; expected a pseudorapidity", sentinel)
-    degrees = "Is it in degrees?"
-    require(abs(phi) > 2 * np.pi + SAME, phi, what("phi"), "are outside ±2π; expected an angle in rad", degrees)
-    if "energy" in fields:
-        mend = "Find out what its writer means by it, or leave energy out of the schema."
-        require(fields["energy"] < 0, fields["energy"], what("energy"), "are negative; expected an energy", mend)
-    for name in fields.keys() & {"energy", "mass"}:
-        require(abs(fields[name]) > MAX_ENERGY, fields[name], what(name), "are beyond any collider", CHECK_UNIT)
+    for name in found:
+        values = fields[name]
+        low, high = POSSIBLE[name]
+        if name in ("energy", "mass"):
+            if name == "energy":
+                mend = "Find out what its writer means by it, or leave energy out of the schema."
+                require(values < 0, values, what(name), "are negative; expected an energy", mend)
+            require(abs(values) > high, values, what(name), "are beyond any collider", CHECK_UNIT)
+        elif name == "pt":
+            require(values < low, values, what(name), "are negative; expected pt ≥ 0 in GeV", SENTINEL)
+        elif name == "eta":
+            problem = f"exceed {MAX_ETA:g}; expected a pseudorapidity"
+            require(abs(values) > high, values, what(name), problem, SENTINEL)
+        else:
+            problem = "are outside ±2π; expected an angle in rad"
+            require(abs(values) > high, values, what(name), problem, "Is it in degrees?")
 
 
-def _check_unit(parts: Sequence[ak.Array], schema: Schema, where: str) -> None:
+def _within(values: Array, low: float, high: float) -> bool:
+    """Whether all values lie in the range; false if one is NaN."""
+    return not len(values) or bool(values.min() >= low and values.max() <= high)
+
+
+def _check_unit(parts: Sequence[Collection], schema: Schema, where: str) -> None:
     """A unit is declared, not guessed; a spectrum that it makes impossible is an error."""
-    pt = np.concatenate([ak.to_numpy(ak.flatten(part["pt"])) for part in parts])
+    pt = np.concatenate([part["pt"] for part in parts])
     if len(pt) < 20:
         return  # the median of a few jets says nothing
-    median, (low, high) = float(np.median(pt)), USUAL_JET_PT
+    median, (low, high) = float(np.median(pt[:: 1 + len(pt) // 10_000])), USUAL_JET_PT
     if not low <= median <= high:
         other = "MeV" if schema.energy_unit == "GeV" else "GeV"
         raise DataError(
@@ -113,83 +136,82 @@ def _check_unit(parts: Sequence[ak.Array], schema: Schema, where: str) -> None:
         )
 
 
-def _btag(fields: dict[str, ak.Array], tagger: Tagger) -> ak.Array:
-    """The tagger's score [B, var], or the quantile 1 + number of edges it reaches; a NaN score reaches none."""
+def _btag(fields: Mapping[str, Array], tagger: Tagger) -> Array:
+    """The tagger's score per jet, or the quantile 1 + number of edges it reaches; a NaN score reaches none."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a probability of exactly 0 is a score of ±∞
-        score = expression.evaluate(tagger.score, fields)
+        score: Array = expression.evaluate(tagger.score, fields)
     if not tagger.edges:
         return score
-    quantile = fields["pt"] * 0 + 1
+    quantile = np.ones(len(score))
     for edge in tagger.edges:
-        quantile = quantile + (score >= edge)
+        quantile += score >= edge
     return quantile
 
 
-def _mass(energy: Any, pt: Any, eta: Any) -> Any:
+def _mass(energy: Array, pt: Array, eta: Array) -> Array:
     """Mass from the energy; float32 rounding can make E² − p² slightly negative, which counts as zero."""
-    squared = energy**2 - (pt * np.cosh(eta)) ** 2
-    return np.sqrt(ak.where(squared > 0, squared, 0.0))
+    momentum = np.cosh(eta)
+    momentum *= pt
+    squared = energy * energy
+    squared -= momentum * momentum
+    return np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared)
 
 
-def _select(momenta: ak.Array, select: str | None, leptons: ak.Array | None) -> ak.Array:
+def _select(objects: Collection, select: str | None, leptons: Collection | None) -> Collection:
     if not select:
-        return momenta
-    values = {name: momenta[name] for name in momenta.fields}
+        return objects
+    values = dict(objects.fields)
     used = expression.names(select) if leptons is not None else set()
-    if "delta_r_lepton" in used:
-        values["delta_r_lepton"] = _distance(momenta, leptons)
-    if "delta_r_electron" in used and leptons is not None and "flavour" in leptons.fields:
-        values["delta_r_electron"] = _distance(momenta, leptons[leptons["flavour"] == 11])
-    return momenta[expression.evaluate(select, values)]
+    if leptons is not None and "delta_r_lepton" in used:
+        values["delta_r_lepton"] = _distance(objects, leptons)
+    if leptons is not None and "delta_r_electron" in used and "flavour" in leptons:
+        values["delta_r_electron"] = _distance(objects, leptons.where(leptons["flavour"] == 11))
+    return objects.where(expression.evaluate(select, values))
 
 
-def _distance(momenta: ak.Array, leptons: ak.Array) -> ak.Array:
-    """ΔR of each object to the nearest lepton [B, var]; infinite where there is none."""
-    first, second = momenta[:, :, np.newaxis], leptons[:, np.newaxis, :]
-    delta_phi = (first["phi"] - second["phi"] + np.pi) % (2 * np.pi) - np.pi
-    distance = np.sqrt((first["eta"] - second["eta"]) ** 2 + delta_phi**2)
-    return ak.fill_none(ak.min(distance, axis=2), np.inf)
+def _distance(objects: Collection, leptons: Collection) -> Array:
+    """ΔR of each object to the nearest lepton of its event; infinite where there is none."""
+    nearest = np.full(len(objects["pt"]), np.inf)
+    for rank in range(int(leptons.counts.max(initial=0))):
+        eta, phi = (values[objects.event] for values in leptons.take(leptons.place(rank), "eta", "phi"))
+        delta_phi = kinematics.wrap(objects["phi"] - phi)
+        nearest = np.fmin(nearest, np.sqrt((objects["eta"] - eta) ** 2 + delta_phi**2))
+    return nearest
 
 
-def _join(parts: list[ak.Array]) -> ak.Array:
-    """Several lists of objects as one, with the fields that all of them have."""
-    if len(parts) == 1:
-        return parts[0]
-    common = [name for name in parts[0].fields if all(name in part.fields for part in parts)]
-    return ak.zip(
-        {name: ak.concatenate([ak.values_astype(part[name], np.float64) for part in parts], axis=1) for name in common},
-        with_name="Momentum4D",
-    )
+def _without_repeated(parts: Sequence[Collection]) -> list[Collection]:
+    """Of objects with the same pt, eta and phi only the first, part after part."""
+    columns = ("pt", "eta", "phi")
+    joined = join([Collection({name: part[name] for name in columns}, part.offsets) for part in parts])
+    pt, eta, phi = (joined.padded(name) for name in columns)
+    again = np.zeros(pt.shape, dtype=bool)
+    for i in range(pt.shape[1]):
+        one, other = slice(i, i + 1), slice(None, i)
+        same = np.abs(pt[:, one] - pt[:, other]) <= SAME * pt[:, one]
+        same &= np.abs(eta[:, one] - eta[:, other]) <= SAME
+        same &= np.abs(kinematics.wrap(phi[:, one] - phi[:, other])) <= SAME
+        again[:, i] = same.any(axis=1)
+    before = np.cumsum([np.zeros(pt.shape[0], dtype=np.int64), *(part.counts for part in parts)], axis=0)
+    return [part.where(~again[part.event, before[i][part.event] + part.rank]) for i, part in enumerate(parts)]
 
 
-def _first_of_its_kind(momenta: ak.Array) -> ak.Array:
-    """Mask [B, var]: no object before it in the list has the same pt, eta and phi."""
-    one, other = momenta[:, :, np.newaxis], momenta[:, np.newaxis, :]
-    delta_phi = (one["phi"] - other["phi"] + np.pi) % (2 * np.pi) - np.pi
-    same = (abs(one["pt"] - other["pt"]) <= SAME * one["pt"]) & (abs(one["eta"] - other["eta"]) <= SAME)
-    same = same & (abs(delta_phi) <= SAME)
-    place = ak.local_index(momenta["pt"], axis=1)
-    return ~ak.any(same & (place[:, :, np.newaxis] > place[:, np.newaxis, :]), axis=2)
-
-
-def _met(columns: Columns, schema: Schema, scale: float, jets: ak.Array, leptons: ak.Array) -> ak.Array:
-    """Missing momentum [B] with its significance, from the file or computed."""
+def _met(columns: Columns, schema: Schema, scale: float, jets: Collection, leptons: Collection) -> Collection:
+    """Missing momentum, one per event, with its significance, from the file or computed."""
     if schema.met.pt is not None:
         pt, phi = _met_of_file(columns, schema, scale)
     else:
         pt, phi = _met_of_objects(columns, schema, scale, jets, leptons)
-    momentum = ak.zip({"pt": pt, "phi": phi}, with_name="Momentum2D")
     if schema.met.significance is not None and schema.met.significance in columns:
         significance = columns.per_event(schema.met.significance).astype(np.float64)
         require_finite(significance, f"branch {schema.met.significance} of {columns.where}")
     else:
-        significance = kinematics.met_significance(momentum, jets, leptons)
+        significance = kinematics.met_significance(pt, phi, jets, leptons)
     zero = np.zeros(columns.num_events)
-    values = {"pt": pt, "eta": zero, "phi": phi, "mass": zero, "significance": significance}
-    return ak.zip(values, with_name="Momentum4D")
+    fields = {"pt": pt, "eta": zero, "phi": phi, "mass": zero, "significance": significance}
+    return Collection(fields, np.arange(columns.num_events + 1))
 
 
-def _met_of_file(columns: Columns, schema: Schema, scale: float) -> tuple[Any, Any]:
+def _met_of_file(columns: Columns, schema: Schema, scale: float) -> tuple[Float64, Float64]:
     pt = columns.per_event(str(schema.met.pt)).astype(np.float64) * scale
     phi = columns.per_event(str(schema.met.phi)).astype(np.float64)
     what = f"branch {schema.met.pt} of {columns.where}"
@@ -198,24 +220,23 @@ def _met_of_file(columns: Columns, schema: Schema, scale: float) -> tuple[Any, A
     require(pt < 0, pt, what, "are negative; expected E_T^miss ≥ 0 in GeV", "Remove these events from the file.")
     require(pt > MAX_PT, pt, what, "are above 100 TeV", CHECK_UNIT)
     require(
-        abs(phi) > 2 * np.pi + SAME,
+        abs(phi) > POSSIBLE["phi"][1],
         phi,
         f"branch {schema.met.phi} of {columns.where}",
         "are outside ±2π; expected an angle in rad",
         "Is it in degrees?",
     )
-    return pt, (phi + np.pi) % (2 * np.pi) - np.pi
+    return pt, kinematics.wrap(phi)
 
 
 def _met_of_objects(
-    columns: Columns, schema: Schema, scale: float, jets: ak.Array, leptons: ak.Array
-) -> tuple[Any, Any]:
+    columns: Columns, schema: Schema, scale: float, jets: Collection, leptons: Collection
+) -> tuple[Float64, Float64]:
     """The soft term minus the vector sum of the selected jets and leptons."""
     total = []
     for branch, part in ((schema.met.soft_px, np.cos), (schema.met.soft_py, np.sin)):
         soft = columns.per_event(str(branch)).astype(np.float64) * scale
         require_finite(soft, f"branch {branch} of {columns.where}")
-        hard = sum(ak.sum(momenta["pt"] * part(momenta["phi"]), axis=1) for momenta in (jets, leptons))
-        total.append(soft - ak.to_numpy(hard))
+        total.append(soft - sum(objects.total(objects["pt"] * part(objects["phi"])) for objects in (jets, leptons)))
     px, py = total
     return np.hypot(px, py), np.arctan2(py, px)

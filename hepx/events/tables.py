@@ -74,8 +74,7 @@ class RootTable(Table):
         if self.kind == "RNTuple":  # `arrays` would first walk through all fields: seconds in a wide one
             found = {name: self._tree[name].array(entry_start=start, entry_stop=stop) for name in names}
         else:
-            arrays = self._tree.arrays(list(names), entry_start=start, entry_stop=stop, library="ak")
-            found = {name: arrays[name] for name in names}
+            found = self._tree.arrays(list(names), entry_start=start, entry_stop=stop, library="ak", how=dict)
         if any(len(values) != stop - start for values in found.values()):
             raise EOFError("fewer events than the tree says")
         return found
