@@ -249,6 +249,31 @@ class ObservableLink:
     null: float
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Measures of classifiers on the test events, and on bootstrap replicas of them that are the same in every run.
+
+    values [Z, G, M]: Z classifiers, G groups (all, one process, one signal point), M measures; replicas [R, Z, G, M].
+    NaN where a measure does not exist. columns: of the classifiers in the score table; the first is the model.
+    """
+
+    values: Array
+    replicas: Array
+    classifiers: tuple[str, ...]
+    columns: tuple[str, ...]
+    groups: tuple[str, ...]
+    measures: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write an .npz."""
+        _save(self, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Inverse of `save`."""
+        return _load(cls, path)
+
+
 def _concatenated(parts: Sequence[Any], *others: str) -> dict[str, Any]:
     """Arrays of all parts along the events; everything else must be the same in all. `others` are left out."""
     values: dict[str, Any] = {}

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 STAGES: dict[str, tuple[str, ...]] = {
     "convert": ("dataset",),
     "train": ("checkpoints", "history.csv"),
-    "evaluate": ("metrics.json", "scores.parquet"),
+    "evaluate": ("metrics.json", "scores.parquet", "replicas.npz"),
     "explain": ("explain", "attention.npz", "experts.json"),
     "report": ("report.html", "figures", "tables"),
 }
@@ -199,10 +199,12 @@ class Run:
         data, settings, model = self.store(), self.settings, self.model()
         test = data.load("test")
         store.refuse_training_events(self.folder / "checkpoints", test.event_id.numpy())
-        result, table = evaluate.evaluate(model, data.load("train"), test, settings.evaluate, settings.seed)
+        splits = evaluate.Splits(data.load("train"), data.load("validation"), test)
+        found = evaluate.evaluate(model, splits, settings.evaluate, settings.seed)
         header = {"model": settings.model.name, "seed": settings.seed, "split": "test"}
-        result = {**header, "luminosity": settings.data.luminosity, **result, "flaws": flaws(model, test)}
-        evaluate.write_scores(self.folder / "scores.parquet", table)
+        result = {**header, "luminosity": settings.data.luminosity, **found.metrics, "flaws": flaws(model, test)}
+        evaluate.write_scores(self.folder / "scores.parquet", found.scores)
+        found.measured.save(self.folder / "replicas.npz")
         files.write_json(self.folder / "metrics.json", result)
 
     def _explain(self, shard: Shard | None = None) -> None:

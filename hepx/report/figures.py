@@ -18,6 +18,7 @@ from hepx.report import (
     figures_network,
     figures_objects,
     figures_performance,
+    performance,
     style,
 )
 from hepx.report.saved import Saved
@@ -87,6 +88,26 @@ FIGURES: dict[str, Figure] = {
         "outermost bins hold what lies beyond them.",
         ("scores",),
         figures_performance.scores,
+    ),
+    "calibration": Figure(
+        "Is the score a probability?",
+        "Observed share of signal against the predicted one, in bins of equal numbers of test events; error bars: "
+        "statistical, of the difference. Left for classes of equal weight, as in the training: 1/(1 + e<sup>−s</sup>)"
+        ". Right for the expected yields: the training knows nothing of them, so the log-odds of signal among the "
+        "training events at their yields are added to the score. The calibration error is the weighted mean distance "
+        "from the diagonal; in brackets what a perfect classifier would show on so many events. A score can rank well "
+        "without being a probability; every threshold but 0 needs only the ranking.",
+        ("calibrated",),
+        figures_performance.calibration,
+    ),
+    "points": Figure(
+        "Processes and signal points",
+        "AUC of all signal against one background, and of one signal point against all background; right, the Asimov "
+        "significance of one point with the background uncertainty above, by a cut on the score chosen on the "
+        "validation events and counted on the test events at the luminosity and cross sections of this run. Errors: "
+        "bootstrap of the test events, which the classifiers share.",
+        ("groups",),
+        figures_performance.points,
     ),
     "waterfall": Figure(
         "From the baseline to the score, object by object",
@@ -181,6 +202,9 @@ TABLES: dict[str, Numbers] = {
     "cutflow": Numbers((), derive.efficiency),
     "roc": Numbers(("scores",), derive.roc_curves),
     "scores": Numbers(("scores",), derive.score_distributions),
+    "measures": Numbers((), performance.measure_table),
+    "groups": Numbers(("groups",), performance.group_table),
+    "calibration": Numbers(("calibrated",), performance.calibration_table),
     "completeness": Numbers(("explanations",), derive.completeness),
     "waterfall": Numbers(("objects",), lambda saved: derive.waterfall(_some(saved.objects))),
     "objects": Numbers(("objects",), lambda saved: derive.object_means(_some(saved.objects))),

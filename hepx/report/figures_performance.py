@@ -1,12 +1,13 @@
-"""Training history, background rejection, score distributions."""
+"""Training history, background rejection, score distributions, calibration, signal points."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullLocator
 
-from hepx.report import derive, style
+from hepx.report import derive, performance, style
 from hepx.report.saved import Saved
 from hepx.report.tables import Table, plus_minus
 from hepx.results import Array
@@ -76,12 +77,8 @@ def roc(saved: Saved) -> dict[str, Canvas]:
 
 
 def _auc(saved: Saved, position: int) -> str:
-    value = saved.metrics["auc"] if position == 0 else {}
-    if position:
-        column = list(derive.classifiers(saved).values())[position]
-        reference = next(r for r in saved.metrics["references"] if r["column"] == column)
-        value = {"value": reference["auc"], "error": reference["error"]}
-    return plus_minus(value["value"], value["error"])
+    auc = performance.measured(saved)[position]["auc"]
+    return plus_minus(auc["value"], auc["error"])
 
 
 def _color(position: int) -> str:
@@ -139,4 +136,83 @@ def scores(saved: Saved) -> dict[str, Canvas]:
     axes.set_ylabel("Events, unit area  [1 / logit]")
     axes.legend(loc="upper right", ncols=len(saved.samples))
     style.stamp(figure, saved)
+    return {"": figure}
+
+
+PRIORS = {"equal_classes": "Classes of equal weight", "expected_yields": "Expected yields"}
+
+
+def calibration(saved: Saved) -> dict[str, Canvas]:
+    """Observed against predicted share of signal, for both priors."""
+    table = performance.calibration_table(saved)
+    figure = style.canvas(style.WIDTH, 4.4)
+    panels = figure.subplots(1, 2)
+    for axes, (prior, title) in zip(panels, PRIORS.items(), strict=True):
+        part = table.where(prior=prior)
+        for i, entry in enumerate(performance.measured(saved)):
+            one = part.where(classifier=entry["name"])
+            found = entry["calibration"][prior]
+            if found is not None:
+                label = f"{entry['name']}: {found['error']:.3f} ({found['error_if_perfect']:.3f})"
+                _reliability(axes, one, i, label)
+        axes.set_title(title)
+        axes.set_xlabel("Predicted share of signal")
+        axes.legend(title="Calibration error (if perfect)", fontsize=9, title_fontsize=9, loc="lower right")
+    panels[0].set_ylabel("Observed share of signal")
+    panels[0].plot([0, 1], [0, 1], ":", color="grey", lw=1)
+    panels[0].set_xlim(0, 1)
+    panels[0].set_ylim(0, 1.03)
+    _logarithmic(panels[1], table.where(prior="expected_yields"))
+    style.stamp(figure, saved)
+    return {"": figure}
+
+
+def _reliability(axes: Axes, table: Table, position: int, label: str) -> None:
+    x, y, error = (table.array(name) for name in ("predicted", "observed", "error"))
+    marker = style.MARKERS[position % len(style.MARKERS)]
+    line = style.LINES[position % 4]
+    axes.errorbar(x, y, error, fmt=marker, ls=line, lw=1, ms=4.5, color=_color(position), label=label, elinewidth=1)
+
+
+def _logarithmic(axes: Axes, table: Table) -> None:
+    """Shares of signal at the expected yields spread over decades."""
+    known = np.concatenate([table.array("predicted"), table.array("observed")])
+    known = known[known > 0]
+    if len(known):
+        low, high = 0.5 * float(known.min()), 1.5
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.plot([low, 1], [low, 1], ":", color="grey", lw=1)
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+
+
+def points(saved: Saved) -> dict[str, Canvas]:
+    """AUC against each background, AUC and significance of each signal point, for every classifier."""
+    table = performance.group_table(saved)
+    groups = list(dict.fromkeys(zip(table.column("kind"), table.column("name"), strict=True)))
+    figure = style.canvas(style.WIDTH, 1.6 + 0.42 * len(groups))
+    panels = figure.subplots(1, 2, sharey=True)
+    names = [entry["name"] for entry in performance.measured(saved)]
+    for i, name in enumerate(names):
+        part = table.where(classifier=name)
+        place = np.arange(len(groups)) + 0.16 * (i - (len(names) - 1) / 2)
+        marker = style.MARKERS[i % len(style.MARKERS)]
+        for axes, measure in zip(panels, ("auc", "significance"), strict=True):
+            value, error = part.array(measure), part.array(f"{measure}_error")
+            axes.errorbar(value, place, xerr=error, fmt=marker, color=_color(i), label=name, ms=5, elinewidth=1.2)
+    panels[0].set_yticks(range(len(groups)), [performance.group_label(*group) for group in groups])
+    panels[0].set_ylim(len(groups) - 0.4, -0.6 - 0.42 * len(names))
+    panels[0].legend(loc="upper left")
+    panels[0].set_xlabel("AUC")
+    panels[1].set_xlabel(r"Asimov significance  $Z_{\mathrm{A}}$")
+    for axes in panels:
+        axes.tick_params(axis="y", which="both", length=0)
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.margins(x=0.08)
+        axes.set_axisbelow(True)
+        axes.grid(axis="x", color="0.9", lw=0.8)
+    panels[1].set_xlim(left=0)
+    uncertainty = 100 * saved.metrics["background_uncertainty"]
+    style.stamp(figure, saved, rf"background uncertainty {uncertainty:g} %")
     return {"": figure}

@@ -15,9 +15,6 @@ from hepx.report.saved import Saved
 from hepx.report.tables import Table, number, plus_minus
 from hepx.results import Provenance
 
-_WINO = Markup("m(χ̃<sub>1</sub><sup>±</sup>, χ̃<sub>2</sub><sup>0</sup>) [GeV]")
-_BINO = Markup("m(χ̃<sub>1</sub><sup>0</sup>) [GeV]")
-
 SHARED = ("config", "checkpoint", "data", "seed", "version", "commit", "device")
 """Fields of a provenance that are usually the same for all results of a run."""
 
@@ -78,7 +75,6 @@ def named_values(values: dict[str, Any]) -> str:
 def make_grids(saved: Saved, tables: dict[str, Table]) -> dict[str, Grid]:
     """Every table of the page that has rows."""
     grids = {"cutflow": _cutflow_grid(saved, tables["cutflow"]), "sources": _sources_grid(saved)}
-    grids |= _metric_grids(saved)
     if "completeness" in tables:
         grids["completeness"] = _completeness_grid(tables["completeness"])
     if "objects" in tables:
@@ -140,68 +136,8 @@ def _size(num_bytes: float) -> str:
     return f"{number(num_bytes / 1e6)} MB"
 
 
-def _metric_grids(saved: Saved) -> dict[str, Grid]:
-    values = saved.metrics
-    return {
-        "references": _references_grid(values),
-        "rejection": Grid(
-            ("Signal efficiency", Markup("Background rejection 1/ε<sub>b</sub>")),
-            tuple((f"{100 * row['signal_efficiency']:g} %", _rejection(row)) for row in values.get("rejection", [])),
-            "Rejection at fixed signal efficiency, with the statistical error of the background that passes.",
-        ),
-        "decision": Grid(
-            ("Accuracy", "Precision", "Recall", "F1"),
-            (tuple(number(values[key], 4) for key in ("accuracy", "precision", "recall", "f1")),),
-            "Decision at score 0, as in arXiv:2501.03432: both classes scaled to equal weight.",
-        ),
-        "backgrounds": Grid(
-            ("Background", "AUC of all signal against it", "Test events", "Weighted events"),
-            tuple(
-                (
-                    sample_html(row["sample"]),
-                    plus_minus(row["auc"], row["error"]),
-                    count(row["events"]),
-                    number(row["yield"], 4),
-                )
-                for row in values.get("per_background", [])
-            ),
-            "Separation from one background at a time.",
-        ),
-        "mass_points": Grid(
-            (_WINO, _BINO, "AUC against all background", "Test events"),
-            tuple(
-                (
-                    f"{row['mass_chargino']:g}",
-                    f"{row['mass_lsp']:g}",
-                    plus_minus(row["auc"], row["error"]),
-                    count(row["events"]),
-                )
-                for row in values.get("per_mass_point", [])
-            ),
-            "Separation of one signal mass point at a time.",
-        ),
-    }
-
-
-def _references_grid(values: dict[str, Any]) -> Grid:
-    model = (values["model"].replace("_", " "), plus_minus(values["auc"]["value"], values["auc"]["error"]), "", "")
-    rows = [model]
-    for row in values.get("references", []):
-        sigma = abs(row["difference"]) / row["difference_error"] if row["difference_error"] else None
-        difference = plus_minus(row["difference"], row["difference_error"], signed=True)
-        rows.append((row["name"], plus_minus(row["auc"], row["error"]), difference, _sigma(sigma)))
-    caption = (
-        "Weighted AUC with bootstrap error, and the paired difference model − reference: the same resampled events for "
-        "both, so its error is smaller than that of either AUC."
-    )
-    return Grid(("Classifier", "AUC", "Model − reference", "Significance"), tuple(rows), caption)
-
-
-def _rejection(row: dict[str, Any]) -> str:
-    return "no background passes" if row["value"] is None else plus_minus(row["value"], row["error"])
-
-
-def _sigma(value: float | None) -> str:
+def sigmas(value: float | None) -> str:
+    """A significance in standard deviations."""
     return "–" if value is None else f"{value:.1f} σ"
 
 
@@ -301,7 +237,7 @@ def _change(table: Table) -> str:
     if not len(table):
         return "–"
     row = table.dicts()[0]
-    return f"{plus_minus(row['delta_auc'], row['error'], signed=True)} ({_sigma(row['significance'])})"
+    return f"{plus_minus(row['delta_auc'], row['error'], signed=True)} ({sigmas(row['significance'])})"
 
 
 def _results_grid(saved: Saved) -> Grid:

@@ -22,6 +22,7 @@ from hepx.report.grids import (
     percent,
     shared_provenance,
 )
+from hepx.report.performance import performance_grids
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import number, plus_minus
 from hepx.results import ObservableLink
@@ -41,7 +42,7 @@ def make_report(run: Path) -> Path:
         saved=saved,
         name=run.resolve().name,
         pictures=pictures,
-        grids=make_grids(saved, tables),
+        grids=make_grids(saved, tables) | performance_grids(saved),
         summary=summary(saved),
         facts=_facts(saved),
         result_problems=_problems(saved),
@@ -91,15 +92,16 @@ def _separation(saved: Saved) -> Markup:
     values = saved.metrics
     auc = plus_minus(values["auc"]["value"], values["auc"]["error"])
     text = f"weighted AUC {auc} on {count(values['events'])} test events"
-    best = max(values.get("references", []), key=lambda reference: reference["auc"], default=None)
+    best = max(values.get("references", []), key=lambda reference: reference["auc"]["value"], default=None)
     if best is not None:
-        text += f"; {_difference(best)} {escape(best['name'])} ({plus_minus(best['auc'], best['error'])})"
+        auc = plus_minus(best["auc"]["value"], best["auc"]["error"])
+        text += f"; {_difference(best)} {escape(best['name'])} ({auc})"
     return Markup(text)
 
 
 def _difference(reference: dict[str, Any]) -> str:
     """What the paired difference allows to say."""
-    value, error = reference["difference"], reference["difference_error"]
+    value, error = (reference["difference"]["auc"][key] for key in ("value", "error"))
     if abs(value) < SIGNIFICANT * error:
         return "not distinguishable from"
     return f"{'better' if value > 0 else 'worse'} by {plus_minus(abs(value), error)} than"

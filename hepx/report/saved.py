@@ -58,6 +58,16 @@ class Saved:
         return float(self.dataset["luminosity"])
 
     @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Measures per process and signal point."""
+        return list(self.metrics["groups"])
+
+    @property
+    def calibrated(self) -> dict[str, Any]:
+        """Reliability of the model's score."""
+        return dict(self.metrics["calibration"])
+
+    @property
     def objects(self) -> Explanation | None:
         """The attribution to objects (values [B, N])."""
         return self._first(lambda explanation: explanation.values.ndim == 2)
