@@ -84,26 +84,15 @@ def _run(
     execution: Execution | None = None,
 ) -> Run:
     """Open the run, log into its log.txt, and carry out the stages up to `work`, or other work."""
-    from hepx.run import Run
+    from hepx.run import Run, log_file
 
     run = Run.from_config(target, overrides or [], runs)
     run.execution = execution or run.execution
-    run.folder.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(file)
-    try:
-        with _resumable():
-            if isinstance(work, str):
-                run.execute(work)
-            else:
-                work(run)
-    except HepxError as error:
-        file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, str(error), (), None))
-        raise
-    finally:
-        log.removeHandler(file)
-        file.close()
+    with log_file(run.folder), _resumable():
+        if isinstance(work, str):
+            run.execute(work)
+        else:
+            work(run)
     return run
 
 
@@ -194,22 +183,38 @@ def report(target: Target, overrides: Overrides = None, runs: Runs = Path("runs"
     typer.echo(f"report: {done.folder / 'report.html'}")
 
 
-@app.command(epilog="Example:  hepx sweep configs/models.yaml")
+@app.command(
+    epilog="Examples:\n\n  hepx sweep configs/models.yaml --workers 2\n\n"
+    "  hepx sweep configs/ablation.yaml --shard 3/40         one of forty jobs of a cluster\n\n"
+    "A stopped sweep goes on with the same command. When all shards are done, it makes the table: runs/NAME/sweep.html."
+)
 def sweep(
     config: Annotated[Path, typer.Argument(help="A YAML file with base, seeds and variants.")],
     overrides: Overrides = None,
     runs: Runs = Path("runs"),
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Runs at once on this machine.")] = 1,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Only every N-th run, from the I-th on.")
+    ] = "1/1",
 ) -> None:
     """Train several models with several seeds and compare them seed by seed."""
-    from hepx.sweep import sweep as compare
+    from hepx.attribution import Shard
+    from hepx.sweep import Sweep
 
+    wanted = Sweep(config, overrides or [], runs)
     with _resumable():
-        table = compare(config, overrides or [], runs)
-    for row in table:
+        wanted.execute(workers, Shard.parse(shard))
+        left = wanted.left
+        if left:
+            typer.echo(f"{len(left)} of {len(wanted.members)} runs are not finished, so there is no table yet")
+            return
+        rows = [row for row in wanted.table() if (row.group, row.measure) == ("all", "auc")]
+    for row in rows:
         typer.echo(
-            f"{row['variant']:28s} AUC {row['auc']:.4f} ± {row['seed_spread']:.4f} (seeds) "
-            f"± {row['test_error']:.4f} (test), difference {row['difference']:+.4f} ± {row['difference_error']:.4f}"
+            f"{row.variant:28s} AUC {row.value:.4f} ± {row.seed_spread:.4f} (seeds) ± {row.test_error:.4f} (test), "
+            f"difference {row.difference:+.4f} ± {row.difference_error:.4f}"
         )
+    typer.echo(f"table: {wanted.folder / 'sweep.html'}, sweep.csv, sweep.md")
 
 
 @app.command(

@@ -27,7 +27,7 @@ from hepx.events import EVENT_NUMBERS
 from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch
 from hepx.kinematics import OBSERVABLES
 from hepx.models import Model, predict
-from hepx.results import Measured
+from hepx.results import EFFICIENCY, Measured
 from hepx.train import training_weights
 
 Array = npt.NDArray[Any]
@@ -37,8 +37,6 @@ SIGNAL = 1  # the class whose log-odds are the score; 0 is background
 HIGH_LEVEL = tuple(name for name in OBSERVABLES if name not in ("n_bjet", "n_lepton"))
 CHANNEL = "channel"  # stands for the channel number, which is part of the event id
 DECISION = ("accuracy", "precision", "recall", "f1")
-EFFICIENCY = "background_efficiency@"  # of a signal efficiency; its inverse is the rejection
-MOST_UNDEFINED = 0.05  # share of replicas without a value beyond which an error is not quoted
 
 
 class EvaluateSettings(Settings):
@@ -315,18 +313,12 @@ def _mean_of_points(values: Array, points: list[int], settings: EvaluateSettings
     return values
 
 
-def spread(replicas: Array) -> float | None:
-    """Standard deviation of replicas; None where more than a few of them have no value."""
-    known = replicas[np.isfinite(replicas)]
-    return float(known.std()) if len(known) >= (1 - MOST_UNDEFINED) * len(replicas) else None
-
-
 def _number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
 def _with_error(value: float, replicas: Array) -> dict[str, float | None]:
-    return {"value": _number(value), "error": spread(replicas) if np.isfinite(value) else None}
+    return {"value": _number(value), "error": metrics.spread(replicas) if np.isfinite(value) else None}
 
 
 def _shown(values: Array, replicas: Array, names: tuple[str, ...]) -> dict[str, Any]:
@@ -346,7 +338,7 @@ def inverse(value: float, replicas: Array) -> tuple[float | None, float | None]:
     """1/ε and its error σ(ε)/ε²; (None, None) where nothing passes: then there is only a lower limit."""
     if not value > 0:
         return None, None
-    error = spread(replicas)
+    error = metrics.spread(replicas)
     return float(1 / value), None if error is None else float(error / value**2)
 
 

@@ -86,6 +86,16 @@ def poisson_counts(num_events: int, replicas: int, seed: int) -> Iterator[npt.ND
         yield rng.poisson(1.0, num_events)
 
 
+def spread(replicas: Array) -> float | None:
+    """Standard deviation of replicas; None where more than 5 % of them have no value.
+
+    >>> spread(np.array([1.0, 3.0])), spread(np.array([1.0, 3.0, np.nan]))
+    (1.0, None)
+    """
+    known = replicas[np.isfinite(replicas)]
+    return float(known.std()) if len(known) >= 0.95 * len(replicas) else None
+
+
 def bootstrap_auc(y: Array, score: Array, weight: Array, replicas: int = 200, seed: int = 0) -> Array:
     """AUC of Poisson-bootstrap replicas [R] of the events; its standard deviation is the statistical error.
 

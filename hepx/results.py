@@ -249,6 +249,10 @@ class ObservableLink:
     null: float
 
 
+EFFICIENCY = "background_efficiency@"
+"""Measure: ε_b at a signal efficiency, which follows; its inverse is the rejection."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Measures of classifiers on the test events, and on bootstrap replicas of them that are the same in every run.

@@ -25,7 +25,7 @@ from hepx import attention, evaluate, experts, files, report, store, train
 from hepx.attribution import METHODS, Method, Shard, Subject, background_events, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
 from hepx.config import Settings, load, parse, write_yaml
-from hepx.errors import ConfigError, DataError, ResultError
+from hepx.errors import ConfigError, DataError, HepxError, ResultError
 from hepx.evaluate import SIGNAL, EvaluateSettings
 from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
@@ -159,6 +159,19 @@ class Run:
                     f"another hepx works in '{self.folder}'; wait for it, or choose another name=…"
                 ) from error
             yield
+
+    def is_locked(self) -> bool:
+        """Whether another process works in the folder now."""
+        try:
+            with self._locked():
+                return False
+        except ConfigError:
+            return True
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage is done for this config and what it writes is there."""
+        present = all((self.folder / name).exists() for name in STAGES[stage] if name not in OPTIONAL)
+        return present and self._done().get(stage, {}).get("key") == self.key(stage)
 
     def store(self) -> GraphStore:
         """The converted data set."""
@@ -327,8 +340,7 @@ class Run:
         return files.read_json(notes) if notes.exists() else {}
 
     def _once(self, stage: str, key: str, work: Callable[[], None]) -> None:
-        present = all((self.folder / name).exists() for name in STAGES[stage] if name not in OPTIONAL)
-        if present and self._done().get(stage, {}).get("key") == key:
+        if self.is_done(stage):
             log.info("%s: done already", stage)
             return
         log.info("%s …", stage)
@@ -383,6 +395,24 @@ class Run:
             "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in packages},
         }
+
+
+@contextmanager
+def log_file(folder: Path) -> Iterator[None]:
+    """Log into log.txt of a run folder while the block runs; the sentence of an error too."""
+    logger = logging.getLogger("hepx")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(file)
+    try:
+        yield
+    except HepxError as error:
+        file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, str(error), (), None))
+        raise
+    finally:
+        logger.removeHandler(file)
+        file.close()
 
 
 def _now() -> str:

@@ -31,7 +31,7 @@ LAYERS = [
     {"models"},
     {"train"},
     {"planted"},
-    {"attribution", "attention", "experts", "evaluate"},
+    {"attribution", "attention", "experts", "evaluate", "comparison"},
     {"report"},
     {"run"},
     {"sweep"},

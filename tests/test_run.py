@@ -18,11 +18,9 @@ import pytest
 
 from hepx import metrics
 from hepx.config import load, parse, write_yaml
-from hepx.errors import ConfigError
 from hepx.results import AttentionMap, ExpertReport, Explanation
 from hepx.run import Run, RunSettings
 from hepx.schemas import load_schema
-from hepx.sweep import Entry, compare, sweep
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "quickstart.yaml"
@@ -205,40 +203,6 @@ def test_help_has_examples() -> None:
     for verb in ("run", "convert", "train", "evaluate", "explain", "report", "sweep", "simulate"):
         assert verb in text
         assert "Example" in hepx(verb, "--help").stdout
-
-
-def test_sweep_shares_its_data_and_pairs_by_seed(small: Path, tmp_path: Path) -> None:
-    del small
-    changes = {name: value for name, _, value in (change.partition("=") for change in SMALL[1:4])}
-    config = tmp_path / "sweep.yaml"
-    quoted = ", ".join(f"{name}: {value}" for name, value in changes.items())
-    config.write_text(
-        f"name: s\nbase: {CONFIG}\nseeds: [1, 2]\nreference: a\n"
-        f"variants:\n  a: {{{quoted}, evaluate.trees: false}}\n"
-        "  b: {model: {name: mlp}, train.epochs: 1, evaluate.trees: false}\n"
-    )
-    table = sweep(config, [], tmp_path)
-    assert [row["variant"] for row in table] == ["a", "b"]
-    assert table[0]["difference"] == table[0]["difference_error"] == 0
-    (data,) = (tmp_path / "s").glob("dataset-*")
-    assert (tmp_path / "s" / "a-1" / "dataset").resolve() == data.resolve()
-    assert len(list(data.glob("*.safetensors"))) == 3
-    config.write_text(config.read_text() + '  c: {evaluate.trees: false, train.epochs: 1, data.select: "met > 150"}\n')
-    with pytest.raises(ConfigError, match="have different test events"):
-        sweep(config, [], tmp_path)
-
-
-def test_sweep_differences_are_paired_by_seed_and_event() -> None:
-    """What two classifiers share (a lucky seed, a lucky test sample) does not enter their difference."""
-    common, replicas = np.array([0.90, 0.80]), np.random.default_rng(1).normal(0.85, 0.05, (2, 500))
-    reference = Entry(common, replicas, {})
-    better = Entry(common + np.array([0.02, 0.04]), replicas + 0.03, {})
-    row = compare("better", better, reference)
-    assert row["difference"] == pytest.approx(0.03)
-    assert row["difference_error"] == pytest.approx(np.std([0.02, 0.04], ddof=1) / 2**0.5)
-    assert row["test_error"] > 0.03
-    independent = Entry(common, np.random.default_rng(2).normal(0.85, 0.05, (2, 500)), {})
-    assert compare("other", independent, reference)["difference_error"] > 0.04
 
 
 def test_a_moved_run_folder_needs_no_root_files(small: Path, tmp_path: Path) -> None:

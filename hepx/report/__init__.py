@@ -3,7 +3,8 @@
 `FIGURES` and `TABLES` list what there is; a new figure is one function and one entry there.
 """
 
+from hepx.report.comparison import make_comparison
 from hepx.report.figures import FIGURES, TABLES, Figure, Numbers
 from hepx.report.page import make_report, summary_lines
 
-__all__ = ["FIGURES", "TABLES", "Figure", "Numbers", "make_report", "summary_lines"]
+__all__ = ["FIGURES", "TABLES", "Figure", "Numbers", "make_comparison", "make_report", "summary_lines"]

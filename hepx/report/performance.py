@@ -195,6 +195,16 @@ def _group_grid(saved: Saved, kinds: Sequence[str]) -> Grid:
     return Grid((what, "Test events", "Expected events", *head), tuple(rows), caption, "groups")
 
 
+def group_html(text: str) -> Markup:
+    """A group as named in the tables of measures (`kind: name`), as HTML."""
+    kind, _, name = text.partition(": ")
+    if kind == "background":
+        return Markup("against {}").format(sample_html(name))
+    parts = [part.rsplit(" ", 1) for part in name.split(", ")] if kind == "point" else []
+    point = {column: float(value) for column, value in parts}
+    return _point_html({"kind": kind, "name": name, "point": point})
+
+
 def _point_html(group: dict[str, Any]) -> Markup:
     if group["kind"] == "signal":
         return sample_html(group["name"])
