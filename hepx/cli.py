@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +43,13 @@ Overrides = Annotated[
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that holds the run folders.")]
 
 
+class Protocol(StrEnum):
+    """How files are read from another machine."""
+
+    https = "https"
+    root = "root"
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"hepx {__version__}")
@@ -66,12 +74,12 @@ def options(
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def _resumable(where: str = "after the last checkpoint or finished stage") -> Iterator[None]:
     """Ctrl-C or a signal inside the block ends with a sentence: what is finished is kept."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise StoppedError("stopped. The same command goes on after the last checkpoint or finished stage.") from error
+        raise StoppedError(f"stopped. The same command goes on {where}.") from error
     except signals.Preempted as error:
         raise PreemptedError(f"{error}.") from error
 
@@ -291,6 +299,73 @@ def inspect(
         typer.echo(f"starter schema: {write_schema}; fill it in, then: hepx inspect {file} --schema {write_schema}")
     elif schema:
         events.inspect_file(where, load_schema(schema))
+
+
+@app.command(
+    epilog="Examples:\n\n  hepx fetch --list ttbar nonallhad                     what there is; nothing is fetched\n\n"
+    "  hepx fetch 410470 --signal 601352 --skim 2J2LMET30 --output mydata\n\n"
+    "  hepx fetch 410470 --signal 601352 --skim 2J2LMET30 --stream root --config far.yaml\n\n"
+    "The config it writes runs as it is: hepx run mydata/config.yaml. A stopped download goes on where it stopped."
+)
+def fetch(
+    wanted: Annotated[
+        list[str] | None, typer.Argument(metavar="[DSID|NAME]...", help="Datasets; with --list words to search for.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the datasets that have all these words.")] = False,
+    sizes: Annotated[
+        bool, typer.Option("--sizes", help="With --list: ask the servers how large the files are.")
+    ] = False,
+    signal: Annotated[
+        list[str] | None,
+        typer.Option("--signal", help="A dataset that is signal; may be repeated. Others: background."),
+    ] = None,
+    release: Annotated[str, typer.Option("--release", help="Release of ATLAS Open Data.")] = "2025e-13tev-beta",
+    skim: Annotated[str, typer.Option("--skim", help="Preselection, as --list shows them; noskim: all events.")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for DSID/FILE.")] = Path("opendata"),
+    max_files: Annotated[int | None, typer.Option("--max-files", min=1, help="At most so many files each.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Config to write; else OUTPUT/config.yaml.")] = None,
+    checksums: Annotated[
+        Path | None, typer.Option("--checksums", help="File index of opendata.cern.ch, or output of sha256sum.")
+    ] = None,
+    metadata: Annotated[
+        Path | None, typer.Option("--metadata", help="Catalogue that atlasopenmagic saved; else its web service.")
+    ] = None,
+    schema: Annotated[str, typer.Option("--schema", help="Layout of the files, if hepx does not know it.")] = "",
+    stream: Annotated[
+        Protocol | None, typer.Option("--stream", help="Fetch nothing: write a config with addresses to read from.")
+    ] = None,
+) -> None:
+    """List and download ATLAS Open Data, and write a config for it (extra `opendata`)."""
+    from hepx import fetch as opendata
+    from hepx.download import read_checksums
+    from hepx.errors import ConfigError
+
+    words, signals = wanted or [], [dsid for text in signal or [] for dsid in text.split(",")]
+    if not (words or signals or show):
+        raise ConfigError("name a dataset, for example 410470; `hepx fetch --list ttbar` searches for some.")
+    known = read_checksums(checksums) if checksums else None
+    datasets = opendata.catalogue(release, metadata)
+    if show:
+        found = opendata.search(datasets, [*words, *signals])
+        asked = opendata.total_sizes(found, skim, max_files) if sizes else None
+        for line in opendata.table(found, skim, asked):
+            typer.echo(line)
+        return
+    order = opendata.Order(
+        datasets=tuple(opendata.choose(datasets, [*signals, *words])),
+        release=release,
+        skim=skim,
+        output=output,
+        signals=frozenset(one.dsid for one in opendata.choose(datasets, signals)),
+        max_files=max_files,
+        config=config,
+        schema=schema,
+        stream=stream.value if stream else None,
+        checksums=known,
+    )
+    with _resumable("where it stopped"):
+        for line in opendata.fetch(order):
+            typer.echo(line)
 
 
 def _call(command: Callable[[], object], debug: bool) -> int:

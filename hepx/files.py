@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from hepx.errors import ConfigError
 
 
 @contextmanager
@@ -40,6 +43,18 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def locked(folder: Path, mend: str, shared: bool = False) -> Iterator[None]:
+    """One process at a time in a folder, or several that all ask for a `shared` lock; else ConfigError that says how to
+    `mend` it. The lock goes with the process, however it ends."""
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another hepx works in '{folder}'; {mend}") from error
+        yield
 
 
 def sha256(path: Path) -> str:

@@ -180,12 +180,12 @@ def _probe_http(url: Url) -> Probe:
         with request(url, {"Range": f"bytes=0-{HEAD - 1}"}) as answer, sentences(url):
             head = answer.read(HEAD)
             parts = answer.status == http.client.PARTIAL_CONTENT
-            return Probe(_total(url, answer), version(answer.headers), head, parts)
+            return Probe(total(url, answer), version(answer.headers), head, parts)
     except EmptyFileError:
         return Probe(0, "", b"", True)
 
 
-def _total(url: Url, answer: Any) -> int:
+def total(url: Url, answer: Any) -> int:
     """Bytes of the whole file, from the answer to a request for all or for a part of it."""
     whole = re.fullmatch(r"bytes \d+-\d+/(\d+)", answer.headers.get("Content-Range") or "")
     text = whole[1] if whole else answer.headers.get("Content-Length") if answer.status == http.client.OK else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import importlib.metadata
 import logging
 import platform
@@ -46,6 +45,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "report": ("report.html", "figures", "tables"),
 }
 """The stages in order, and what each writes."""
+WAIT = "wait for it, or choose another name=…"
 OPTIONAL = ("attention.npz", "experts.json")  # not every model has attention or experts
 if TYPE_CHECKING:
     AnyModel = Any
@@ -123,7 +123,7 @@ class Run:
         """Run all stages up to `last`, skipping what is done; ConfigError if another process works in the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stages = list(STAGES)
-        with self._locked():
+        with files.locked(self.folder, WAIT):
             files.write_text(self.folder / "config.yaml", write_yaml(self.settings.dump()))
             for stage in stages[: stages.index(last) + 1]:
                 self._once(stage, self.key(stage), getattr(self, f"_{stage}"))
@@ -134,7 +134,7 @@ class Run:
         ConfigError if the run is not evaluated yet, or with another config: the parts must be of one whole.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(shared=True):
+        with files.locked(self.folder, WAIT, shared=True):
             if self._done().get("evaluate", {}).get("key") != self.key("evaluate") or self._saved() != self.settings:
                 raise ConfigError(
                     f"'{self.folder}' is not evaluated with this config, so its explanation cannot be shared out. "
@@ -147,23 +147,10 @@ class Run:
         config = self.folder / "config.yaml"
         return parse(RunSettings, load(config), f"config '{config}'")
 
-    @contextmanager
-    def _locked(self, shared: bool = False) -> Iterator[None]:
-        """One process at a time in a run folder, or several that do different shards; the lock goes with the process,
-        however it ends."""
-        with (self.folder / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"another hepx works in '{self.folder}'; wait for it, or choose another name=…"
-                ) from error
-            yield
-
     def is_locked(self) -> bool:
         """Whether another process works in the folder now."""
         try:
-            with self._locked():
+            with files.locked(self.folder, WAIT):
                 return False
         except ConfigError:
             return True

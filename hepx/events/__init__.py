@@ -24,11 +24,12 @@ from hepx.events.reading import (
 )
 from hepx.events.schema import MissingMomentum, Normalization, ObjectSchema, Schema, Tagger
 from hepx.events.settings import DataSettings, FoldSettings, SampleSettings, SplitSettings
-from hepx.events.weights import EVENT_NUMBERS
+from hepx.events.weights import EVENT_NUMBERS, FACTORS
 
 __all__ = [
     "EVENTS_PER_STEP",
     "EVENT_NUMBERS",
+    "FACTORS",
     "Cut",
     "DataSettings",
     "EventBatch",
