@@ -81,37 +81,10 @@ class EventTable:
         return self.sample == self.sample_names.index(name)
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Attributions in units of the score (log-odds of the target class).
+class Result:
+    """Base of the frozen results that are saved as .npz."""
 
-    values [B, N] (objects) or [B, N, F] (raw features), 0 where absent; error: standard error over the baseline draws,
-    same shape; interactions [B, N, N] (symmetric, zero diagonal) with their error, None for methods without them;
-    score, baseline_score [B]; completeness_error [B]: |Σ values − (score − baseline_score)|, in logits.
-    """
-
-    events: EventTable
-    values: Array
-    error: Array
-    score: Array
-    baseline_score: Array
-    completeness_error: Array
-    interactions: Array | None
-    interactions_error: Array | None
     provenance: Provenance
-
-    @property
-    def relative_completeness_error(self) -> float:
-        """Root mean square completeness error divided by that of score − baseline score."""
-        change = np.sqrt(np.mean((self.score - self.baseline_score) ** 2))
-        return float(np.sqrt(np.mean(self.completeness_error**2)) / change)
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Self]) -> Self:
-        """The explanation of the events of all parts, in their order."""
-        events = EventTable.concatenate([part.events for part in parts])
-        provenance = _joined([part.provenance for part in parts])
-        return cls(**{**_concatenated(parts, "events", "provenance"), "events": events, "provenance": provenance})
 
     def save(self, path: Path) -> None:
         """Write an .npz with one entry per array and the names as JSON in `meta`."""
@@ -123,8 +96,130 @@ class Explanation:
         return _load(cls, path)
 
 
+class EventResult(Result):
+    """Base of the results that say something of each event."""
+
+    events: EventTable
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """The result for the events of all parts, in their order."""
+        events = EventTable.concatenate([part.events for part in parts])
+        provenance = _joined([part.provenance for part in parts])
+        return cls(**{**_concatenated(parts, "events", "provenance"), "events": events, "provenance": provenance})
+
+
+def relative_error(gap: Array | None, score: Array, baseline_score: Array | None) -> float | None:
+    """Root mean square of what is missing to score − baseline score, divided by that of this change."""
+    if gap is None or baseline_score is None:
+        return None
+    missing, change = (float(np.sqrt(np.mean(v**2))) for v in (gap, score - baseline_score))
+    return missing / change if change else (float("inf") if missing else 0.0)
+
+
 @dataclass(frozen=True)
-class AttentionMap:
+class Explanation(EventResult):
+    """Attributions in units of the score (log-odds of the target class).
+
+    values [B, N] (objects) or [B, N, F] (raw features), 0 where absent; error: standard error over the draws of the
+    method, same shape, 0 where the baseline is not random, None for a method without draws; score [B]; baseline_score
+    [B], None for a method without baseline; completeness_error [B]: |Σ values − (score − baseline_score)| in logits,
+    None for a method whose values are not meant to add up to it; interactions [B, N, N] (symmetric, zero diagonal) with
+    their error, None for methods without them; faith [B, N, N]: Faith-Shap of order two, pairs off and single objects
+    on the diagonal: they add up to score − baseline_score; null: `values` of an untrained model, where a method has no
+    error; note: what a reader must know, else empty.
+    """
+
+    events: EventTable
+    values: Array
+    error: Array | None
+    score: Array
+    baseline_score: Array | None
+    completeness_error: Array | None
+    interactions: Array | None
+    interactions_error: Array | None
+    provenance: Provenance
+    faith: Array | None = None
+    faith_error: Array | None = None
+    null: Array | None = None
+    note: str = ""
+
+    @property
+    def relative_completeness_error(self) -> float | None:
+        """Root mean square completeness error divided by that of score − baseline score; None without one."""
+        return relative_error(self.completeness_error, self.score, self.baseline_score)
+
+
+@dataclass(frozen=True)
+class GroupExplanation(EventResult):
+    """Attributions to groups of features, in units of the score.
+
+    values [B, P] of the groups `players`, 0 where no object of the group is present; members: the features of each
+    group, as slot.feature joined by blanks; the rest as in Explanation, with P for N.
+    """
+
+    events: EventTable
+    players: tuple[str, ...]
+    members: tuple[str, ...]
+    values: Array
+    error: Array
+    score: Array
+    baseline_score: Array
+    completeness_error: Array
+    interactions: Array
+    interactions_error: Array
+    provenance: Provenance
+    note: str = ""
+
+    @property
+    def relative_completeness_error(self) -> float | None:
+        """Root mean square completeness error divided by that of score − baseline score."""
+        return relative_error(self.completeness_error, self.score, self.baseline_score)
+
+
+@dataclass(frozen=True)
+class PairExplanation(EventResult):
+    """What the edge between two objects does, measured inside the network.
+
+    values [B, N, N]: symmetric, zero diagonal, 0 where an object is absent, in `unit`; error: standard error over
+    restarts, None for a method without; null: `values` of an untrained model, None where an error is given; edges
+    [B, L, H, N, N]: the same for each layer and head, None if the method does not tell them apart; score [B].
+    """
+
+    events: EventTable
+    values: Array
+    error: Array | None
+    null: Array | None
+    edges: Array | None
+    score: Array
+    unit: str
+    provenance: Provenance
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Importance(Result):
+    """What the classifier loses when a group of features is exchanged between the events.
+
+    delta_auc [P]: weighted AUC after minus before (negative: worse), mean over the repeats; error: paired bootstrap of
+    the events and spread of the repeats in quadrature; delta_z, delta_z_error [P]: the same for the expected
+    significance, None if it is not defined; auc: before; members as in GroupExplanation.
+    """
+
+    players: tuple[str, ...]
+    members: tuple[str, ...]
+    delta_auc: Array
+    error: Array
+    delta_z: Array | None
+    delta_z_error: Array | None
+    auc: float
+    significance: float | None
+    num_events: int
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class AttentionMap(Result):
     """Weighted mean attention weights per process: an observation, not an explanation.
 
     mean and error [P, L, H, N, N]: row looks at column, over the events where both objects are present, with the
@@ -140,18 +235,9 @@ class AttentionMap:
     sample_names: tuple[str, ...]
     provenance: Provenance
 
-    def save(self, path: Path) -> None:
-        """Write an .npz."""
-        _save(self, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Inverse of `save`."""
-        return _load(cls, path)
-
 
 @dataclass(frozen=True)
-class ResponseCurve:
+class ResponseCurve(Result):
     """Mean score when an observable is moved by changing one object and nothing else.
 
     points [Q] (unit of the observable); mean, error [P, Q]: weighted mean score per sample and its standard error;
@@ -172,15 +258,6 @@ class ResponseCurve:
     null: Array
     sample_names: tuple[str, ...]
     provenance: Provenance
-
-    def save(self, path: Path) -> None:
-        """Write an .npz."""
-        _save(self, path)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Inverse of `save`."""
-        return _load(cls, path)
 
 
 @dataclass(frozen=True)
@@ -333,6 +410,22 @@ def _load(cls: Any, path: Path) -> Any:
             raise ResultError(f"'{path}' holds a {meta.get('type')}; expected {cls.__name__}.")
         values = {**meta, **{name: file[name] for name in file.files if name != "meta"}}
     return _build(cls, values)
+
+
+def load_event_result(path: Path) -> EventResult:
+    """A saved result of any kind that says something of each event; ResultError if it is none."""
+    if not path.exists():
+        raise ResultError(f"there is no result '{path}'. Run the stage that writes it (`hepx explain RUN`).")
+    kind, known = kind_of(path), {one.__name__: one for one in (Explanation, GroupExplanation, PairExplanation)}
+    if kind not in known:
+        raise ResultError(f"'{path}' holds a {kind}; expected one of {', '.join(known)}.")
+    return known[kind].load(path)
+
+
+def kind_of(path: Path) -> str:
+    """Name of the class of a saved .npz result; empty if it is none."""
+    with np.load(path, allow_pickle=False) as file:
+        return str(json.loads(str(file["meta"])).get("type")) if "meta" in file.files else ""
 
 
 def read_provenance(path: Path) -> Provenance:

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 import hepx
 from hepx import attention, evaluate, experts, files, report, store, train
-from hepx.attribution import METHODS, Method, Shard, Subject, background_events, explain_blocks, merge_blocks, subsample
+from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
 from hepx.config import Settings, load, parse, write_yaml
 from hepx.errors import ConfigError, DataError, HepxError, ResultError
@@ -214,7 +214,7 @@ class Run:
         """
         data, seed, part = self.store(), self.settings.seed, shard or Shard()
         model, untrained = self.model(), self.model(trained=False)
-        test, baseline = data.load("test"), background_events(data.load("train"), SIGNAL)
+        test, baseline = data.load("test"), data.load("train")
         self._describe(model, untrained, test, part)
         refused = []
         for number, method in enumerate(self.settings.explain):
@@ -222,7 +222,8 @@ class Run:
             if is_result_of(self._result(method), provenance):
                 log.info("%s: done already", method.name)
                 continue
-            subject = Subject(model, untrained, subsample(test, method.events, seed), baseline, SIGNAL, seed)
+            chosen, dropout = subsample(test, method.events, seed), self.settings.train.node_dropout > 0
+            subject = Subject(model, untrained, chosen, baseline, SIGNAL, seed, dropout)
             try:
                 if method.per_event:
                     explain_blocks(method, subject, provenance, self._blocks(method), part)

@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from math import factorial
+from math import comb, factorial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import vector
-from captum.attr import ShapleyValues
+from captum.attr import FeatureAblation, ShapleyValues
 from torch import Tensor
 
-from hepx.attribution import METHODS, Subject, background_events, event_table, explain, subsample
-from hepx.attribution.baselines import draw, patterns
+from hepx.attribution import Subject, background_events, event_table, explain, subsample
+from hepx.attribution.baselines import donor_pool, draw, patterns, replacements
+from hepx.attribution.coalitions import (
+    coalitions,
+    faith_weights,
+    interaction_weights,
+    owen_table,
+    shapley_weights,
+    values_of,
+    worths,
+)
+from hepx.attribution.feature_groups import FeatureGroups
+from hepx.attribution.gradients import score_function
 from hepx.attribution.integrated_gradients import IntegratedGradients
 from hepx.attribution.links import observable_links
-from hepx.attribution.response import Response, move_b2
-from hepx.attribution.shapley import Shapley, coalition_worths, interaction_weights, shapley_weights
-from hepx.errors import ResultError
+from hepx.attribution.occlusion import Occlusion
+from hepx.attribution.owen import Owen
+from hepx.attribution.response import Response, move_b2, turn_met
+from hepx.attribution.shapley import Shapley
+from hepx.errors import ConfigError, ResultError
 from hepx.graph import GraphBatch, GraphSettings, NodeSettings, make_layout
 from hepx.models import MODELS, Model, Output, build_model, log_odds
 from hepx.models.base import empty_trace
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.inputs import Inputs
 from hepx.planted import MECHANISMS, Mechanism, plant, toy_graphs, turned
-from hepx.results import Explanation, Provenance, ResponseCurve
+from hepx.results import Explanation, Provenance
 from hepx.train import TrainSettings, fit
 
 
@@ -59,7 +72,8 @@ def trained_like(toys: GraphBatch) -> Model:
 
 
 def subject(model: Model, graphs: GraphBatch, baseline: GraphBatch) -> Subject:
-    return Subject(model, model, graphs, baseline, 1, 7)
+    """Everything in `baseline` counts as background."""
+    return Subject(model, model, graphs, replace(baseline, y=torch.zeros_like(baseline.y)), 1, 7)
 
 
 def test_shapley_weights_equal_the_sum_over_orderings() -> None:
@@ -104,18 +118,18 @@ def test_shapley_of_a_closed_form(toys: GraphBatch, provenance: Provenance) -> N
 
 def test_shapley_equals_captum(trained_like: Model, toys: GraphBatch) -> None:
     """Oracle: captum, which goes through all 5! orderings, one event and one donor at a time."""
-    events = toys[toys.mask.all(1)][:3]
+    events = toys[toys.mask.all(1)][:1]
     pattern = next(patterns(events, toys))
     donors = draw(pattern, events, 2, seed=1)
-    worth = coalition_worths(trained_like, events, donors, pattern.player, 1)
+    worth = worths(trained_like, events, donors, coalitions(5)[:, :, None], 1)
     found = worth @ shapley_weights(5).T
     feature_mask = torch.arange(5)[None, :, None].repeat(1, 1, 6)
 
     def score(x: Tensor, mask: Tensor, node_type: Tensor) -> Tensor:
         return log_odds(trained_like(x, mask, node_type).logits, 1)
 
-    exact = torch.zeros(3, 2, 5)
-    for event, draw_index in itertools.product(range(3), range(2)):
+    exact = torch.zeros(1, 2, 5)
+    for event, draw_index in itertools.product(range(1), range(2)):
         one = events[event : event + 1]
         values = ShapleyValues(score).attribute(
             one.x,
@@ -239,6 +253,204 @@ def test_response_follows_a_known_curve(toys: GraphBatch, provenance: Provenance
     curve = Response(points=12).explain(subject(model, toys, toys), provenance)
     np.testing.assert_allclose(curve.mean[0], 3 - np.abs((curve.points - 120) / 30), atol=0.02)
     assert curve.error.max() < 0.02
+    flat = Response(observable="mt", points=5, high=100.0).explain(subject(model, toys, toys), provenance)
+    assert np.ptp(flat.mean[0][flat.reached[0] == 1]) < 1e-4  # m_T does not enter
+    assert (flat.moved, flat.unit) == ("met", "GeV")
+    with pytest.raises(ValueError, match="low must be below high, but 300 is not below 300 GeV"):
+        Response(observable="mt", low=300)
+
+
+def test_faith_shap_is_the_published_closed_form() -> None:
+    """Oracle: Theorem 19 of arXiv:2203.00870 with the Möbius transform; with the pair index it sums to the change."""
+    n, order = 5, 2
+    worth = torch.rand(2**n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    subsets = [frozenset(i for i in range(n) if s >> i & 1) for s in range(2**n)]
+    mobius = {
+        big: sum((-1) ** (len(big) - len(small)) * float(worth[s]) for s, small in enumerate(subsets) if small <= big)
+        for big in subsets
+    }
+    found = (faith_weights(n) @ worth).numpy()
+    for small in (one for one in subsets if 1 <= len(one) <= order):
+        size = len(small)
+        factor = (-1) ** (order - size) * size / (order + size) * comb(order, size)
+        higher = sum(
+            comb(len(big) - 1, order) / comb(len(big) + order - 1, order + size) * value
+            for big, value in mobius.items()
+            if big > small and len(big) > order
+        )
+        i, j = min(small), max(small)
+        assert found[i, j] == pytest.approx(mobius[small] + factor * higher, abs=1e-12)
+    np.testing.assert_allclose(found, found.T, atol=1e-12)
+    assert np.triu(found).sum() == pytest.approx(float(worth[-1] - worth[0]), abs=1e-12)
+    assert not np.allclose(found, (interaction_weights(n) @ worth).numpy(), atol=0.05)  # another index
+
+
+def test_faith_shap_equals_shapiq() -> None:
+    """Oracle where it is installed."""
+    shapiq = pytest.importorskip("shapiq")
+    n = 5
+    worth = torch.rand(2**n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).numpy()
+    power = 2 ** np.arange(n)
+    exact = shapiq.ExactComputer(game=lambda s: worth[s.astype(int) @ power] - worth[0], n_players=n)
+    found, index = (faith_weights(n) @ torch.from_numpy(worth)).numpy(), exact("FSII", order=2)
+    for pair in itertools.combinations(range(n), 2):
+        assert found[pair] == pytest.approx(index[pair], abs=1e-8)
+
+
+def test_owen_values_equal_the_sum_over_orderings() -> None:
+    """Oracle: average marginal contribution over the orders in which unions stay together; one union is Shapley."""
+    unions = (2, 1, 3)
+    members, weights = owen_table(unions)
+    table = {tuple(row): column for column, row in enumerate(members.tolist())}
+    worth = torch.rand(len(members), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    blocks = [[0, 1], [2], [3, 4, 5]]
+    orders = [
+        [player for block in order for player in block]
+        for chosen in itertools.permutations(blocks)
+        for order in itertools.product(*(itertools.permutations(block) for block in chosen))
+    ]
+    expected = np.zeros(6)
+    for order in orders:
+        joined = [False] * 6
+        for player in order:
+            before = float(worth[table[tuple(joined)]])
+            joined[player] = True
+            expected[player] += (float(worth[table[tuple(joined)]]) - before) / len(orders)
+    np.testing.assert_allclose((weights @ worth).numpy(), expected, atol=1e-13)
+    assert float((weights @ worth).sum()) == pytest.approx(float(worth[-1] - worth[0]))
+    members, weights = owen_table((4,))
+    assert torch.equal(members, coalitions(4))
+    torch.testing.assert_close(weights, shapley_weights(4))
+
+
+def test_owen_values_of_an_object_add_up_to_its_shapley_value(
+    trained_like: Model, toys: GraphBatch, provenance: Provenance
+) -> None:
+    """The quotient game, with the same (aligned) replacements; negative control: not with those turned at random."""
+    one = subject(trained_like, toys[toys.mask.all(1)][:3], toys)
+    found = Owen(draws=4).explain(one, provenance)
+    pattern = next(patterns(one.graphs, one.baseline))
+    for aligned in (True, False):
+        donors = draw(pattern, one.graphs, 4, one.seed, aligned)
+        worth = worths(trained_like, one.graphs, donors, coalitions(5)[:, :, None], 1)
+        exact = values_of(worth, shapley_weights(5)).mean(1).numpy()
+        assert np.allclose(found.values.sum(2), exact, atol=1e-4) == aligned
+    assert found.completeness_error is not None
+    assert found.completeness_error.max() < 1e-5
+
+
+def test_feature_groups_equal_captum(trained_like: Model, toys: GraphBatch, provenance: Provenance) -> None:
+    """Oracle: captum with a feature mask. The features no group names are one player, `rest`."""
+    players = {"b": ("bjet.pt", "bjet.eta", "bjet.phi"), "met": ("met",)}
+    one = subject(trained_like, toys[toys.mask.all(1)][:1], toys)
+    found = FeatureGroups(players=players, draws=2).explain(one, provenance)
+    assert found.players == ("b", "met", "rest")
+    groups = torch.full((1, 5, 6), 2)
+    groups[:, :2, :3], groups[:, 4] = 0, 1
+    donors = draw(next(patterns(one.graphs, one.baseline)), one.graphs, 2, one.seed, aligned=True)
+    score = score_function(trained_like, 1)
+    exact = [
+        ShapleyValues(score).attribute(
+            one.graphs.x,
+            donor[None],
+            additional_forward_args=(one.graphs.mask, one.graphs.node_type),
+            feature_mask=groups,
+        )[0, [0, 4, 3], 0]
+        for donor in donors[0]
+    ]
+    np.testing.assert_allclose(found.values[0], torch.stack(exact).mean(0).detach().numpy(), atol=2e-4)
+
+
+def test_feature_groups_of_a_pair_mass(toys: GraphBatch, provenance: Provenance) -> None:
+    """A score made of m_T alone: the lepton's η, the b-jets and every other feature get exactly nothing."""
+
+    class OfMt(ClosedForm):
+        def forward(self, x, mask, node_type, routing=None, noise=None, gain=None):  # type: ignore[no-untyped-def]
+            score = MECHANISMS["mt"].score(x, node_type, toys.layout.slots)
+            return Output(torch.stack([torch.zeros_like(score), score], -1), empty_trace(mask, 0))
+
+    one = subject(OfMt(toys.layout, [0.0] * 5, 0.0), toys[:20], toys)
+    found = FeatureGroups(draws=4).explain(one, provenance)
+    share = np.abs(found.values).mean(0) / np.abs(found.values).mean(0).sum()
+    used = {"lepton.pt", "met.pt", "met.phi"}
+    assert sum(share[found.players.index(name)] for name in used) == pytest.approx(1, abs=1e-5)
+    assert min(share[found.players.index(name)] for name in used) > 0.1
+    assert "lepton.eta" in found.players
+    with pytest.raises(ConfigError, match="group 'x': unknown object 'bjets'; closest: 'bjet'"):
+        FeatureGroups(players={"x": ("bjets.pt",)}).explain(one, provenance)
+    with pytest.raises(ConfigError, match=r"b1.pt is in two groups of `players`: b, first"):
+        FeatureGroups(players={"b": ("bjet",), "first": ("b1.pt",)}).explain(one, provenance)
+    with pytest.raises(ConfigError, match="13 groups of features have"):
+        FeatureGroups(players={str(i): ("met",) for i in range(13)}).explain(one, provenance)
+
+
+def test_occlusion_equals_captum(trained_like: Model, toys: GraphBatch, provenance: Provenance) -> None:
+    """Oracle: captum's FeatureAblation, one donor at a time."""
+    one = subject(trained_like, toys[toys.mask.all(1)][:4], toys)
+    found = Occlusion(draws=2).explain(one, provenance)
+    donors = draw(next(patterns(one.graphs, one.baseline)), one.graphs, 2, one.seed)
+    extra = (one.graphs.mask, one.graphs.node_type)
+    groups = torch.arange(5)[None, :, None].expand(1, 5, 6)
+    ablation = FeatureAblation(score_function(trained_like, 1))
+    exact = [
+        ablation.attribute(one.graphs.x, donors[:, k], additional_forward_args=extra, feature_mask=groups)[..., 0]
+        for k in range(2)
+    ]
+    np.testing.assert_allclose(found.values, torch.stack(exact).mean(0).detach().numpy(), atol=2e-5)
+    assert found.completeness_error is None
+
+
+def test_baselines_answer_different_questions(trained_like: Model, toys: GraphBatch, provenance: Provenance) -> None:
+    """`process` draws its sample only, `conditional` the nearest only, `masked` says what it needs."""
+    layout = replace(toys.layout, samples=("ttbar", "singletop"), labels=(0, 0))
+    met = toys.layout.observable_index("met")
+    toys = replace(toys, layout=layout, sample=torch.arange(400) % 2, observables=toys.observables.clone())
+    toys.observables[:, met] = toys.x[:, 4, 0]
+    graphs = toys[toys.mask.all(1)]
+    one = subject(trained_like, graphs[:6], graphs)
+    for method in (Shapley(baseline="process", process="ttbar"), Shapley(baseline="conditional", near=("met",))):
+        pattern = next(patterns(one.graphs, donor_pool(method, one)))
+        x = replacements(method, pattern, one.graphs, 3, aligned=False)
+        pt = x[..., 4, 0]
+        if method.baseline == "process":
+            assert method.name == "shapley_process_ttbar"
+            assert torch.isin(pt, graphs.x[graphs.sample == 0][:, 4, 0]).all()
+            assert not torch.isin(
+                draw(pattern, one.graphs, 16, 3)[..., 4, 0], graphs.x[graphs.sample == 1][:, 4, 0]
+            ).any()
+        else:
+            close = (pt - one.graphs.x[:, None, 4, 0]).abs().mean()
+            method = method.model_copy(update={"neighbours": 10})
+            closer = replacements(method, pattern, one.graphs, 3, aligned=False)[..., 4, 0]
+            assert (closer - one.graphs.x[:, None, 4, 0]).abs().mean() < 0.3 * close
+    masked = Shapley(baseline="masked").explain(one, provenance)
+    assert "not trained with hidden objects" in masked.note
+    assert Shapley(baseline="masked").explain(replace(one, node_dropout=True), provenance).note == ""
+    assert masked.error is not None
+    assert np.abs(masked.error).max() == 0
+    mask = one.graphs.mask.clone()
+    mask[:, 2] = False
+    without = trained_like(one.graphs.x, mask, one.graphs.node_type).logits
+    full = trained_like(one.graphs.x, one.graphs.mask, one.graphs.node_type).logits
+    alone = Occlusion(baseline="masked").explain(one, provenance).values[:, 2]
+    np.testing.assert_allclose(alone, (log_odds(full, 1) - log_odds(without, 1)).detach().numpy(), atol=1e-5)
+    with pytest.raises(ConfigError, match="baseline process 'ttbr' is no sample; closest: 'ttbar'"):
+        Shapley(baseline="process", process="ttbr").explain(one, provenance)
+    with pytest.raises(ValueError, match="baseline: process needs process"):
+        Shapley(baseline="process")
+
+
+def test_turned_met_has_the_wanted_transverse_mass(toys: GraphBatch) -> None:
+    """m_T from vector, between 0 and 2 √(pt MET) and no further; only the direction of the missing momentum moves."""
+    for mass in (0.0, 60.0, 150.0):
+        moved, reached = turn_met(toys, mass)
+        lepton, met = (moved[:, slot].double() for slot in (3, 4))
+        p = [vector.array({"pt": q[:, 0].numpy(), "phi": q[:, 2].numpy()}) for q in (lepton, met)]
+        mt = np.sqrt(2 * p[0].pt * p[1].pt * (1 - np.cos(p[0].deltaphi(p[1]))))
+        np.testing.assert_allclose(mt[reached.numpy()], mass, atol=0.2)
+        np.testing.assert_array_equal(reached.numpy(), 2 * np.sqrt(p[0].pt * p[1].pt) >= mass)
+        assert torch.equal(moved[..., [0, 1, 3, 4, 5]], toys.x[..., [0, 1, 3, 4, 5]])
+        assert torch.equal(moved[:, :4], toys.x[:, :4])
 
 
 def test_links_find_the_observable_and_not_the_shuffled_one(toys: GraphBatch, provenance: Provenance) -> None:
@@ -254,26 +466,6 @@ def test_links_find_the_observable_and_not_the_shuffled_one(toys: GraphBatch, pr
     shuffled = replace(result, values=rng.permutation(values))
     found = {link.observable: link for link in observable_links(shuffled)}["mbb"]
     assert found.strength < 1.5 * found.null
-
-
-def test_results_survive_a_file(trained_like: Model, toys: GraphBatch, provenance: Provenance, tmp_path: Path) -> None:
-    events = subject(trained_like, toys[:12], background_events(toys, 1))
-    for name, method in METHODS.items():
-        settings = method(steps=256) if name == "integrated_gradients" else method()
-        result = settings.explain(events, provenance)
-        path = tmp_path / f"{name}.npz"
-        result.save(path)
-        again = type(result).load(path)
-        first, second = (vars(r) | vars(getattr(r, "events", r)) for r in (result, again))
-        for key, value in first.items():
-            if isinstance(value, np.ndarray):
-                np.testing.assert_array_equal(value, second[key])
-            elif key != "events":
-                assert value == second[key]
-    with pytest.raises(ResultError, match="holds a ResponseCurve; expected Explanation"):
-        Explanation.load(tmp_path / "response.npz")
-    with pytest.raises(ResultError, match="there is no result"):
-        ResponseCurve.load(tmp_path / "none.npz")
 
 
 def test_subsample_is_stable_and_random(toys: GraphBatch) -> None:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from hepx.attribution.base import Method, Subject, event_table, subsample
 from hepx.attribution.baselines import background_events
 from hepx.attribution.blocks import Shard, explain, explain_blocks, merge_blocks
+from hepx.attribution.expected_gradients import ExpectedGradients
+from hepx.attribution.feature_groups import FeatureGroups
+from hepx.attribution.gradient_shap import GradientShap
+from hepx.attribution.input_x_gradient import InputXGradient
 from hepx.attribution.integrated_gradients import IntegratedGradients
+from hepx.attribution.occlusion import Occlusion
+from hepx.attribution.owen import Owen
 from hepx.attribution.response import Response
+from hepx.attribution.saliency import Saliency
 from hepx.attribution.shapley import Shapley
+from hepx.attribution.smooth_grad import SmoothGrad
 
 __all__ = [
     "METHODS",
@@ -24,7 +32,15 @@ __all__ = [
 
 METHODS: dict[str, type[Method]] = {
     "shapley": Shapley,
+    "feature_groups": FeatureGroups,
+    "owen": Owen,
+    "occlusion": Occlusion,
     "integrated_gradients": IntegratedGradients,
+    "expected_gradients": ExpectedGradients,
+    "gradient_shap": GradientShap,
+    "input_x_gradient": InputXGradient,
+    "saliency": Saliency,
+    "smooth_grad": SmoothGrad,
     "response": Response,
 }
 """Name in the config -> method."""

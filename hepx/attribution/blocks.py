@@ -15,7 +15,7 @@ from pathlib import Path
 from hepx.attribution.base import Method, Subject
 from hepx.errors import ConfigError
 from hepx.progress import progress
-from hepx.results import Explanation, Provenance, ResponseCurve, is_result_of
+from hepx.results import EventResult, Provenance, Result, is_result_of, load_event_result
 
 BLOCK = 64  # events; the largest number of shards that all have work is the number of events over this
 
@@ -44,13 +44,12 @@ class Shard:
         return number % self.total == self.index
 
 
-def explain(method: Method, subject: Subject, provenance: Provenance) -> Explanation | ResponseCurve:
+def explain(method: Method, subject: Subject, provenance: Provenance) -> Result:
     """The whole result of a method, in memory; ResultError if it fails its own check."""
     if not method.per_event:
         return method.explain(subject, provenance)
-    result = Explanation.concatenate([_explain(method, one, provenance) for one in _blocks(subject)])
-    method.check(result)
-    return result
+    parts = [_explain(method, one, provenance) for one in _blocks(subject)]
+    return method.check(type(parts[0]).concatenate(parts))
 
 
 def explain_blocks(
@@ -66,19 +65,16 @@ def explain_blocks(
             advance(len(one.graphs))
 
 
-def merge_blocks(method: Method, num_events: int, folder: Path) -> Explanation:
+def merge_blocks(method: Method, num_events: int, folder: Path) -> EventResult:
     """The result of all blocks in `folder`; ResultError if one is missing or the whole fails its own check."""
-    result = Explanation.concatenate(
-        [Explanation.load(_path(folder, number)) for number in range(-(-num_events // BLOCK))]
-    )
-    method.check(result)
-    return result
+    parts = [load_event_result(_path(folder, number)) for number in range(-(-num_events // BLOCK))]
+    return method.check(type(parts[0]).concatenate(parts))
 
 
-def _explain(method: Method, subject: Subject, provenance: Provenance) -> Explanation:
+def _explain(method: Method, subject: Subject, provenance: Provenance) -> EventResult:
     result = method.explain(subject, provenance)
-    if not isinstance(result, Explanation):
-        raise TypeError(f"{method.name} is declared per_event, so it must return an Explanation")
+    if not isinstance(result, EventResult):
+        raise TypeError(f"{method.name} is declared per_event, so it must return an EventResult")
     return result
 
 

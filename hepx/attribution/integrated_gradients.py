@@ -1,121 +1,116 @@
-"""Integrated gradients of raw features (pt, η, φ, mass, …) through captum, averaged over background donors.
+"""Integrated gradients of raw features (pt, η, φ, mass, …), averaged over replacements.
 
 Sundararajan et al., arXiv:1703.01365; averaging over baselines as in expected gradients (Erion et al.,
-arXiv:1906.10670). Donors are turned so that their lepton points along the event's: the attribution of φ is that of Δφ
-to the lepton, whose own φ gets none. The expert choice of the explained event is replayed
-on the whole path (`routing: fixed`): through switches of a top-k router the score jumps, and no quadrature makes the
-attributions complete.
+arXiv:1906.10670). The integral is taken with Gauss–Legendre nodes, 16 at first; only the paths on which the
+attributions then miss the change of the score get four times as many, again and again. The expert choice of the
+explained event is replayed on the whole path (`routing: fixed`): through switches of a top-k router the score jumps,
+and no quadrature makes the attributions complete.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
-from captum.attr import IntegratedGradients as CaptumIntegratedGradients
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from hepx.attribution import baselines
-from hepx.attribution.base import Method, Subject, event_table
+from hepx.attribution.base import Subject, event_table, mean_and_error
+from hepx.attribution.baselines import Pattern, per_pattern
+from hepx.attribution.gradients import ROWS, PathMethod, Paths
 from hepx.errors import ResultError
-from hepx.models import Model, log_odds
-from hepx.models.inputs import PHI
-from hepx.progress import progress
-from hepx.results import Explanation, Provenance
+from hepx.graph import GraphBatch
+from hepx.results import EventResult, Explanation, Provenance
 
-ROWS = 4096  # rows per backward pass
+FIRST_STEPS = 16
 
 
-class IntegratedGradients(Method):
-    """Path integrals from `draws` donors to the event with `steps` Gauss–Legendre nodes.
+class IntegratedGradients(PathMethod):
+    """Path integrals from `draws` replacements to the event with at most `steps` Gauss–Legendre nodes.
 
-    The result is refused when its relative completeness error exceeds `max_completeness_error`.
+    tolerance: a path is done when its attributions miss the change of the score by less than this share (of one logit
+    for smaller changes). The result is refused when its relative completeness error exceeds `max_completeness_error`,
+    unless `force` is set: then it carries a note.
     """
 
     method: Literal["integrated_gradients"] = "integrated_gradients"
-    baseline: Literal["background"] = "background"
-    routing: Literal["fixed", "free"] = "fixed"
     draws: int = Field(default=4, ge=2)
-    steps: int = Field(default=128, ge=2)
-    events: int = Field(default=500, ge=1)
+    steps: int = Field(default=256, ge=2)
+    tolerance: float = Field(default=0.01, gt=0)
     max_completeness_error: float = Field(default=0.05, gt=0)
+    force: bool = False
 
     def explain(self, subject: Subject, provenance: Provenance) -> Explanation:
         """Values [B, N, F] with their standard error over the donors."""
-        graphs, model = subject.graphs, subject.model
-        model.eval()
-        shape = (*graphs.x.shape,)
-        values, error = torch.zeros(2, *shape, dtype=torch.float64)
-        score, baseline_score, gap = torch.zeros(3, len(graphs), dtype=torch.float64)
-        with progress("integrated gradients", len(graphs), " events") as advance:
-            for pattern in baselines.patterns(graphs, subject.baseline):
-                for index in pattern.index.split(max(1, ROWS // self.draws)):
-                    events = graphs[index]
-                    donors = baselines.draw(pattern, events, self.draws, subject.seed, aligned=True)
-                    parts, ends = self._paths(model, events.x, events.mask, events.node_type, donors, subject.target)
-                    values[index], error[index] = parts.mean(1), parts.std(1) / self.draws**0.5
-                    score[index], baseline_score[index] = ends[0].mean(1), ends[1].mean(1)
-                    gap[index] = (parts.sum((2, 3)) - (ends[0] - ends[1])).abs().mean(1)
-                    advance(len(index))
+
+        def compute(pattern: Pattern, events: GraphBatch) -> dict[str, Tensor]:
+            paths = Paths(self, subject, pattern, events)
+            end, starts = paths.ends()
+            change = end[:, None] - starts
+            parts = self._integrate(paths, change.flatten())
+            values, error = mean_and_error(parts)
+            gap = (parts.sum((2, 3)) - change).abs().mean(1)
+            found = {"values": values, "error": error, "score": end, "baseline_score": starts.mean(1)}
+            return {**found, "completeness_error": gap}
+
         return Explanation(
-            events=event_table(graphs),
-            values=values.numpy(),
-            error=error.numpy(),
-            score=score.numpy(),
-            baseline_score=baseline_score.numpy(),
-            completeness_error=gap.numpy(),
+            events=event_table(subject.graphs),
+            **per_pattern(self, subject, lambda _: 4 * self.num_draws, compute),
             interactions=None,
             interactions_error=None,
             provenance=provenance,
         )
 
-    def _paths(
-        self, model: Model, x: Tensor, mask: Tensor, node_type: Tensor, donors: Float[Tensor, "b K N F"], target: int
-    ) -> tuple[Float[Tensor, "b K N F"], Float[Tensor, "2 b K"]]:
-        """Attributions of every path, and the score at its end and its start."""
-        draws = donors.shape[1]
-        device = next(model.parameters()).device
-        x, mask, node_type = (t.to(device).repeat_interleave(draws, 0) for t in (x, mask, node_type))
-        start = _nearest_phi(donors.flatten(0, 1).to(device), x)
-        routing = None
-        if self.routing == "fixed":
-            with torch.inference_mode():
-                routing = (model(x, mask, node_type).trace.gates > 0).clone()
-        routing = routing if routing is not None and routing.shape[-1] else None
+    def _integrate(self, paths: Paths, change: Float[Tensor, "R"]) -> Float[Tensor, "b K N F"]:
+        """Attributions of every path; the number of nodes grows on those that are not complete."""
+        attribution = torch.zeros(len(change), *paths.x.shape[1:], dtype=torch.float64)
+        left, steps = torch.arange(len(change)), min(FIRST_STEPS, self.steps)
+        while len(left):
+            attribution[left] = path_integral(paths, left, steps)
+            gap = (attribution[left].sum((1, 2)) - change[left]).abs()
+            left = left[gap > self.tolerance * change[left].abs().clamp(min=1.0)]
+            if steps >= self.steps:
+                break
+            steps = min(4 * steps, self.steps)
+        return attribution.unflatten(0, (-1, paths.draws))
 
-        def score(x: Tensor, mask: Tensor, node_type: Tensor, *routing: Tensor) -> Tensor:
-            return log_odds(model(x, mask, node_type, *routing).logits, target)
-
-        arguments = (mask, node_type) if routing is None else (mask, node_type, routing)
-        attributions = CaptumIntegratedGradients(score, multiply_by_inputs=True).attribute(
-            x,
-            baselines=start,
-            additional_forward_args=arguments,
-            n_steps=self.steps,
-            method="gausslegendre",
-            internal_batch_size=ROWS,
-        )
-        with torch.no_grad():
-            ends = torch.stack([score(x, *arguments), score(start, *arguments)])
-        return attributions.detach().double().cpu().unflatten(0, (-1, draws)), ends.double().cpu().unflatten(
-            1, (-1, draws)
-        )
-
-    def check(self, result: Explanation) -> None:
+    def check(self, result: EventResult) -> EventResult:
         """The completeness gate."""
+        assert isinstance(result, Explanation)
         found = result.relative_completeness_error
-        if not found <= self.max_completeness_error:
-            raise ResultError(
-                f"integrated gradients: the attributions miss the score change by {found:.1%} (rms), more than the "
-                f"allowed {self.max_completeness_error:.0%}. Use routing: fixed, or more than {self.steps} steps."
-            )
+        assert found is not None
+        if found <= self.max_completeness_error:
+            return result
+        what = (
+            f"integrated gradients: the attributions miss the score change by {found:.1%} (rms), more than the "
+            f"allowed {self.max_completeness_error:.0%}"
+        )
+        why, remedy = self._reason()
+        if not self.force:
+            raise ResultError(f"{what}: {why}. {remedy}, or force: true to keep the result with a warning.")
+        return replace(result, note=f"{what}: {why}. Kept because force is set.")
+
+    def _reason(self) -> tuple[str, str]:
+        """Why the attributions are not complete, and what to do."""
+        if self.routing == "free":
+            why = "the score jumps wherever a path crosses a change of experts, which no gradient sees (routing: free)"
+            return why, "Use routing: fixed, or a model with gates: margin or soft"
+        return f"{self.steps} nodes do not resolve the score on every path", f"Use more than {self.steps} steps"
 
 
-def _nearest_phi(donors: Tensor, x: Tensor) -> Tensor:
-    """Donors with φ moved by whole turns to within half a turn of the event's: the path takes the short way round."""
-    turns = torch.round((x[..., PHI] - donors[..., PHI]) / (2 * torch.pi))
-    donors = donors.clone()
-    donors[..., PHI] = donors[..., PHI] + 2 * torch.pi * turns
-    return donors
+def path_integral(paths: Paths, chosen: Int[Tensor, "r"], steps: int) -> Float[Tensor, "r N F"]:
+    """∫ ∂score/∂x dα · (x − x′) with Gauss–Legendre nodes on the chosen paths (event · K + draw), float64."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    alpha = torch.from_numpy((nodes + 1) / 2).to(paths.x)[:, None, None]
+    weight = torch.from_numpy(weights / 2)[:, None, None]
+    parts = []
+    for part in chosen.split(max(1, ROWS // steps)):
+        event = part // paths.draws
+        start = paths.start.flatten(0, 1)[part]
+        difference = paths.x[event] - start
+        slope = paths.gradient(start[:, None] + alpha * difference[:, None], event)
+        parts.append((weight * slope).sum(1) * difference.double().cpu())
+    return torch.cat(parts)

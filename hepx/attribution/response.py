@@ -1,26 +1,29 @@
-"""Response curve: the mean score when m_bb is moved by moving the second b-jet, and nothing else is changed.
+"""Response curve: the mean score when an observable is moved by changing one object, and nothing else is changed.
 
-An individual-conditional-expectation curve (Goldstein et al., arXiv:1309.6392) along a physics direction: b2 slides
-along the line through b1 and b2 in (η, φ), its pt and mass kept, until m_bb has the wanted value.
+An individual-conditional-expectation curve (Goldstein et al., arXiv:1309.6392) along a physics direction. m_bb: b2
+slides along the line through b1 and b2 in (η, φ), its pt and mass kept. m_T: the missing momentum turns about the beam,
+away from or towards the lepton on the side where it is, its size kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from hepx.attribution.base import Method, Subject, scores
+from hepx.attribution.base import Method, Subject, chunks_of, in_chunks, scores
 from hepx.errors import ConfigError
 from hepx.graph import GraphBatch
 from hepx.metrics import weighted_mean
-from hepx.models import Model
 from hepx.models.inputs import ETA, MASS, PHI, PT
+from hepx.progress import track
 from hepx.results import Provenance, ResponseCurve
 
 Array = npt.NDArray[np.float64]
@@ -31,15 +34,26 @@ MAX_ETA = 2.8  # a b-jet cannot be moved out of the acceptance
 
 
 class Response(Method):
-    """Scan m_bb from `low` to `high` GeV in `points` steps."""
+    """Scan an observable from `low` to `high` GeV in `points` steps; without them, over the range of MOVES."""
 
     per_event: ClassVar[bool] = False
     method: Literal["response"] = "response"
-    observable: Literal["mbb"] = "mbb"
-    low: float = Field(default=40.0, gt=0)
-    high: float = 260.0
+    observable: Literal["mbb", "mt"] = "mbb"
+    low: float | None = Field(default=None, ge=0)
+    high: float | None = None
     points: int = Field(default=45, ge=2)
     events: int = Field(default=1000, ge=1)
+
+    @model_validator(mode="after")
+    def _range(self) -> Response:
+        low, high = self._limits()
+        if not low < high:
+            raise ValueError(f"low must be below high, but {low:g} is not below {high:g} GeV")
+        return self
+
+    def _limits(self) -> tuple[float, float]:
+        move = MOVES[self.observable]
+        return move.low if self.low is None else self.low, move.high if self.high is None else self.high
 
     @property
     def name(self) -> str:
@@ -48,33 +62,43 @@ class Response(Method):
 
     def explain(self, subject: Subject, provenance: Provenance) -> ResponseCurve:
         """Mean score per sample at each point, beside the untrained model and the unchanged events."""
-        graphs = subject.graphs
-        if not {"b1", "b2"} <= set(graphs.layout.slots):
+        graphs, move = subject.graphs, MOVES[self.observable]
+        if not set(move.slots) <= set(graphs.layout.slots):
             raise ConfigError(
-                "the response to m_bb needs the node slots b1 and b2; add {type: bjet, max: 2} to graph.nodes."
+                f"the response to {self.observable} needs the node slots {' and '.join(move.slots)}; add them to "
+                "graph.nodes."
             )
-        points = np.linspace(self.low, self.high, self.points)
-        moved = [move_b2(graphs, float(point)) for point in points]
-        reached = torch.stack([ok for _, ok in moved], 1).numpy()
-        trained = np.stack([_scores(subject.model, graphs, x, subject.target) for x, _ in moved], 1)
-        null = np.stack([_scores(subject.untrained, graphs, x, subject.target) for x, _ in moved], 1)
-        score = _scores(subject.model, graphs, graphs.x, subject.target)
-        mbb = graphs.observable("mbb").numpy()
-        half = (points[1] - points[0]) / 2
-        near = np.abs(mbb[:, None] - points) < half
-        mean, error = self._means(graphs, trained, reached)
-        observed, observed_error = self._means(graphs, np.repeat(score[:, None], len(points), 1), near, FEWEST)
+        points = np.linspace(*self._limits(), self.points)
+
+        def compute(chosen: Tensor) -> dict[str, Tensor]:
+            events = graphs[chosen]
+            moved = [move.function(events, float(point)) for point in points]
+            x = torch.stack([*(x for x, _ in moved), events.x], 1)
+            found = {"reached": torch.stack([ok for _, ok in moved], 1)}
+            for name, model in (("trained", subject.model), ("untrained", subject.untrained)):
+                found[name] = scores(model, x, events.mask[:, None], events.node_type, subject.target)
+            return found
+
+        parts = chunks_of(len(graphs), 2 * self.points)
+        shown = track(parts, f"response to {self.observable}", len(parts))
+        found = in_chunks(len(graphs), ((part, compute) for part in shown))
+        reached = found["reached"] > 0
+        observable = graphs.observable(self.observable).numpy()
+        near = np.abs(observable[:, None] - points) < (points[1] - points[0]) / 2
+        mean, error = self._means(graphs, found["trained"][:, :-1], reached)
+        unchanged = np.repeat(found["trained"][:, -1:], len(points), 1)
+        observed, observed_error = self._means(graphs, unchanged, near, FEWEST)
         return ResponseCurve(
             observable=self.observable,
             unit="GeV",
-            moved="b2",
+            moved=move.moved,
             points=points,
             mean=mean,
             error=error,
             reached=np.stack([reached[graphs.sample.numpy() == s].mean(0) for s in range(len(graphs.layout.samples))]),
             observed=observed,
             observed_error=observed_error,
-            null=self._means(graphs, null, reached)[0],
+            null=self._means(graphs, found["untrained"][:, :-1], reached)[0],
             sample_names=graphs.layout.samples,
             provenance=provenance,
         )
@@ -133,8 +157,34 @@ def _mass(first: Tensor, second: Tensor, delta_eta: Tensor, delta_phi: Tensor) -
     return torch.sqrt(((energy[0] + energy[1]) ** 2 - pt2 - pz**2).clamp(min=0))
 
 
-def _scores(model: Model, graphs: GraphBatch, x: Tensor, target: int) -> Array:
-    model.eval()
-    device = next(model.parameters()).device
-    x, mask, node_type = (tensor.to(device) for tensor in (x, graphs.mask, graphs.node_type))
-    return scores(model, x, mask, node_type, target).double().cpu().numpy()
+def turn_met(graphs: GraphBatch, mass: float) -> tuple[Float[Tensor, "B N F"], Bool[Tensor, "B"]]:
+    """Raw features with the missing momentum turned so that m_T is `mass` GeV, and where that is possible: up to
+    2 √(pt MET), from m_T² = 2 pt MET (1 − cos Δφ)."""
+    lepton, met = (graphs.layout.slots.index(name) for name in ("lepton", "met"))
+    x = graphs.x.double()
+    cosine = 1 - mass**2 / (2 * x[:, lepton, PT] * x[:, met, PT]).clamp(min=1e-9)
+    delta = torch.remainder(x[:, met, PHI] - x[:, lepton, PHI] + torch.pi, 2 * torch.pi) - torch.pi
+    side = torch.where(delta < 0, -1.0, 1.0)
+    phi = x[:, lepton, PHI] + side * torch.acos(cosine.clamp(-1, 1))
+    moved = graphs.x.clone()
+    moved[:, met, PHI] = (torch.remainder(phi + torch.pi, 2 * torch.pi) - torch.pi).float()
+    return moved, (cosine >= -1) & graphs.mask[:, lepton] & graphs.mask[:, met]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A way to set an observable: the slots it is made of, the one that moves, the usual range in GeV, and the raw
+    features [B, N, F] with the value and where it can be reached [B] as a function of the events and the value."""
+
+    slots: tuple[str, str]
+    moved: str
+    low: float
+    high: float
+    function: Callable[[GraphBatch, float], tuple[Tensor, Tensor]]
+
+
+MOVES: dict[str, Move] = {
+    "mbb": Move(("b1", "b2"), "b2", 40.0, 260.0, move_b2),
+    "mt": Move(("lepton", "met"), "met", 0.0, 300.0, turn_met),
+}
+"""Observable -> how it is moved."""

@@ -105,6 +105,7 @@ def waterfall(explanation: Explanation) -> Table:
     `start` and `end` are where the bar of a step begins and ends; `residual` is what completeness leaves over.
     """
     rows: list[tuple[Any, ...]] = []
+    assert explanation.baseline_score is not None
     for name, events in _samples(explanation.events):
         weight = explanation.events.weight[events]
         start, error = metrics.weighted_mean(explanation.baseline_score[events], weight)
@@ -147,12 +148,12 @@ def feature_means(explanation: Explanation) -> Table:
 
 
 def completeness(saved: Saved) -> Table:
-    """How far the attributions of each method are from summing to score − baseline score."""
-    rows = [
-        (name, len(e.events), e.relative_completeness_error, float(e.completeness_error.max()))
-        for name, e in saved.explanations.items()
-    ]
-    return Table(("method", "events", "relative", "largest"), tuple(rows))
+    """How far the attributions of each method are from summing to score − baseline score; None where not meant to."""
+    rows = []
+    for name, e in (saved.explanations | saved.group_values).items():
+        largest = None if e.completeness_error is None else float(e.completeness_error.max())
+        rows.append((name, len(e.events), e.relative_completeness_error, largest, e.note))
+    return Table(("method", "events", "relative", "largest", "note"), tuple(rows))
 
 
 def _samples(table: EventTable) -> Iterator[tuple[str, Array]]:
@@ -380,6 +381,7 @@ def displayed_events(saved: Saved) -> Table:
     """The objects of the events on display."""
     explanation = saved.objects
     assert explanation is not None
+    assert explanation.error is not None
     table, rows = explanation.events, []
     for choice in choices(explanation, saved.labels):
         i = choice.index

@@ -100,6 +100,7 @@ def _name(axes: Axes, place: tuple[float, float], angle: float, e: Explanation, 
     name = style.object_label(e.events.slots[slot]) + (f" ({parent})" if parent else "")
     side = "left" if np.cos(angle) > 0.12 else "right" if np.cos(angle) < -0.12 else "center"
     height = "bottom" if np.sin(angle) > 0.5 else "top" if np.sin(angle) < -0.5 else "center"
+    assert e.error is not None
     value = plus_minus(float(e.values[i, slot]), float(e.error[i, slot]), signed=True)
     axes.text(*place, f"{name}\n{value}", ha=side, va=height, fontsize=10.5)
 
@@ -142,6 +143,7 @@ def _ring(largest: float) -> float:
 
 def _bars(axes: Axes, slots: Array, colors: list[tuple[float, ...]], e: Explanation, i: int) -> None:
     """Attributions with their errors, and the numbers of the event."""
+    assert e.error is not None
     for y, slot in enumerate(slots):
         axes.barh(y, e.values[i, slot], 0.6, color=colors[slot], edgecolor="0.25", lw=0.8)
         axes.errorbar(e.values[i, slot], y, xerr=e.error[i, slot], fmt="none", color="black", capsize=2.5)
@@ -157,6 +159,7 @@ def _bars(axes: Axes, slots: Array, colors: list[tuple[float, ...]], e: Explanat
 
 def _summary(e: Explanation, i: int) -> str:
     table = e.events
+    assert e.baseline_score is not None
     score, baseline = fixed(float(e.score[i]), 2, signed=True), fixed(float(e.baseline_score[i]), 2, signed=True)
     lines = [f"score {score},  baseline {baseline}"]
     known = [name for name in SHOWN if name in table.observable_names and np.isfinite(table.observable(name)[i])]

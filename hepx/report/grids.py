@@ -143,15 +143,21 @@ def sigmas(value: float | None) -> str:
 
 def _completeness_grid(table: Table) -> Grid:
     rows = [
-        (method_name(row["method"]), count(row["events"]), percent(row["relative"]), number(row["largest"], 2))
+        (
+            method_name(row["method"]),
+            count(row["events"]),
+            "–" if row["relative"] is None else percent(row["relative"]),
+            "–" if row["largest"] is None else number(row["largest"], 2),
+            row["note"],
+        )
         for row in table.dicts()
     ]
     caption = (
         "Completeness: the attributions of an event must add up to score − baseline score. Relative: root mean square "
-        "of what is missing over that of score − baseline score. For integrated gradients with fixed routing both are "
-        "scores with the experts that the explained event chooses."
+        "of what is missing over that of score − baseline score; – for a method whose values are not meant to add up. "
+        "With fixed routing both are scores with the experts that the explained event chooses."
     )
-    return Grid(("Method", "Events", "Relative", "Largest [logit]"), tuple(rows), caption, "completeness")
+    return Grid(("Method", "Events", "Relative", "Largest [logit]", "Note"), tuple(rows), caption, "completeness")
 
 
 def _per_sample(saved: Saved, table: Table, keys: Sequence[str], value: str, error: str, csv: str) -> Grid:

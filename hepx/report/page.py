@@ -136,7 +136,8 @@ def _objects(link: ObservableLink) -> str:
 def _completeness(saved: Saved) -> Markup:
     if not saved.explanations:
         return Markup("no attributions were computed")
-    parts = [f"{method_name(row['method'])} {percent(row['relative'])}" for row in derive.completeness(saved).dicts()]
+    rows = [row for row in derive.completeness(saved).dicts() if row["relative"] is not None]
+    parts = [f"{method_name(row['method'])} {percent(row['relative'])}" for row in rows]
     return Markup("attributions miss score − baseline score by: " + ", ".join(parts) + " (root mean square, relative)")
 
 

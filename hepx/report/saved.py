@@ -9,23 +9,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow.parquet as parquet
 
 from hepx import files
 from hepx.errors import ResultError
 from hepx.report.tables import Table
-from hepx.results import Array, AttentionMap, ExpertReport, Explanation, ObservableLink, Provenance, ResponseCurve
+from hepx.results import (
+    Array,
+    AttentionMap,
+    ExpertReport,
+    Explanation,
+    GroupExplanation,
+    Importance,
+    ObservableLink,
+    PairExplanation,
+    Provenance,
+    ResponseCurve,
+    Result,
+    kind_of,
+)
 
 T = TypeVar("T")
+FEATURE_METHODS = ("integrated_gradients", "owen", "expected_gradients", "deeplift", "gradient_shap")
+"""Methods for single features, the one to show first."""
 
 
 @dataclass(frozen=True)
 class Saved:
     """The results of a run; None (or empty) where a stage was not run or does not apply to the model.
 
-    scores: column -> values [B] of the test events; explanations: method -> Explanation; responses: observable ->
-    ResponseCurve.
+    scores: column -> values [B] of the test events; explanations, group_values, edges, importances: name of the file ->
+    result; responses: observable -> ResponseCurve.
     """
 
     run: Path
@@ -36,6 +50,9 @@ class Saved:
     history: Table | None
     scores: dict[str, Array] | None
     explanations: dict[str, Explanation]
+    group_values: dict[str, GroupExplanation]
+    edges: dict[str, PairExplanation]
+    importances: dict[str, Importance]
     responses: dict[str, ResponseCurve]
     links: tuple[ObservableLink, ...]
     links_provenance: Provenance | None
@@ -69,27 +86,28 @@ class Saved:
 
     @property
     def objects(self) -> Explanation | None:
-        """The attribution to objects (values [B, N])."""
-        return self._first(lambda explanation: explanation.values.ndim == 2)
+        """The attribution to objects (values [B, N] that add up to the change of the score)."""
+        return self._first(("shapley",), lambda e: e.values.ndim == 2 and e.completeness_error is not None)
 
     @property
     def features(self) -> Explanation | None:
         """The attribution to the features of the objects (values [B, N, F])."""
-        return self._first(lambda explanation: explanation.values.ndim == 3)
+        return self._first(FEATURE_METHODS, lambda e: e.values.ndim == 3)
 
     @property
     def pairs(self) -> Explanation | None:
         """The attribution that has pair interactions [B, N, N]."""
-        return self._first(lambda explanation: explanation.interactions is not None)
+        return self._first(("shapley",), lambda e: e.interactions is not None)
 
-    def _first(self, accept: Callable[[Explanation], bool]) -> Explanation | None:
-        """Shapley values and integrated gradients before other methods of the same shape."""
-        order = sorted(self.explanations, key=lambda name: (name not in ("shapley", "integrated_gradients"), name))
-        return next((self.explanations[name] for name in order if accept(self.explanations[name])), None)
+    def _first(self, order: tuple[str, ...], accept: Callable[[Explanation], bool]) -> Explanation | None:
+        """The methods named first, then the others by name."""
+        names = [*(name for name in order if name in self.explanations), *sorted(self.explanations)]
+        return next((self.explanations[name] for name in names if accept(self.explanations[name])), None)
 
     def provenances(self) -> dict[str, Provenance]:
         """Provenance of every explanation result, by the file it is in."""
-        found = {f"explain/{name}.npz": result.provenance for name, result in self.explanations.items()}
+        attributions = self.explanations | self.group_values | self.edges | self.importances
+        found = {f"explain/{name}.npz": result.provenance for name, result in attributions.items()}
         found |= {f"explain/response_{name}.npz": result.provenance for name, result in self.responses.items()}
         if self.links_provenance:
             found["explain/links.json"] = self.links_provenance
@@ -104,7 +122,8 @@ def load_saved(run: Path) -> Saved:
     """Read a run folder; ResultError if it lacks what every report needs, or holds a broken file."""
     if not run.is_dir():
         raise ResultError(f"there is no run folder '{run}'. Give the folder that `hepx run CONFIG` made.")
-    explanations, responses = _load_explanations(run / "explain")
+    found = _load_results(run / "explain")
+    responses = {name.removeprefix("response_"): curve for name, curve in found[ResponseCurve].items()}
     links, links_provenance = _load_links(run / "explain" / "links.json")
     return Saved(
         run=run,
@@ -114,7 +133,10 @@ def load_saved(run: Path) -> Saved:
         provenance=_optional(run / "provenance.json", _read_json),
         history=_optional(run / "history.csv", _read_history),
         scores=_optional(run / "scores.parquet", _read_scores),
-        explanations=explanations,
+        explanations=found[Explanation],
+        group_values=found[GroupExplanation],
+        edges=found[PairExplanation],
+        importances=found[Importance],
         responses=responses,
         links=links,
         links_provenance=links_provenance,
@@ -152,23 +174,17 @@ def _read_scores(path: Path) -> dict[str, Array]:
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
-def _load_explanations(folder: Path) -> tuple[dict[str, Explanation], dict[str, ResponseCurve]]:
+def _load_results(folder: Path) -> dict[type[Result], dict[str, Any]]:
     """Every .npz in explain/, sorted by what it says it holds; other types are left alone."""
-    explanations: dict[str, Explanation] = {}
-    responses: dict[str, ResponseCurve] = {}
+    known = {
+        kind.__name__: kind for kind in (Explanation, GroupExplanation, PairExplanation, Importance, ResponseCurve)
+    }
+    found: dict[type[Result], dict[str, Any]] = {kind: {} for kind in known.values()}
     for path in sorted(folder.glob("[!.]*.npz")):
-        kind = _type_of(path)
-        if kind == Explanation.__name__:
-            explanations[path.stem] = Explanation.load(path)
-        elif kind == ResponseCurve.__name__:
-            curve = ResponseCurve.load(path)
-            responses[path.stem.removeprefix("response_")] = curve
-    return explanations, responses
-
-
-def _type_of(path: Path) -> str:
-    with np.load(path, allow_pickle=False) as file:
-        return str(json.loads(str(file["meta"])).get("type")) if "meta" in file.files else ""
+        kind = known.get(kind_of(path))
+        if kind:
+            found[kind][path.stem] = kind.load(path)
+    return found
 
 
 def _load_links(path: Path) -> tuple[tuple[ObservableLink, ...], Provenance | None]:
