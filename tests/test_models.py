@@ -34,6 +34,9 @@ VARIANTS: dict[str, Any] = {
     "mgt_mean_soft_transverse": MoEGraphTransformerSettings(
         pooling="mean", gates="soft", self_loops=False, pair_features=ALL_PAIRS
     ),
+    "mgt_values_alone_shared_untyped_noisy": MoEGraphTransformerSettings(
+        pair_bias=False, pair_values=True, shared_experts=True, type_embedding=False, learned_noise=True
+    ),
     "mgt_many_experts": MoEGraphTransformerSettings(num_experts=16, expert_dim=8),
     "paper_shared_coded": PaperMGTSettings(shared_experts=True, laplacian_pe="fixed", attention_scores="qv"),
     "gcn_without_self_loops": GCNSettings(self_loops=False),
@@ -258,8 +261,60 @@ def test_pair_values_change_the_answer_and_need_pairs(toys: GraphBatch) -> None:
         for block in model.blocks:
             block.attention.pair_values.weight.zero_()
     assert (score(model, toys) - before).abs().mean() > 1e-3
-    with pytest.raises(ValueError, match="pair_values needs pair_bias: true"):
-        MoEGraphTransformerSettings(pair_values=True, pair_bias=False)
+    with pytest.raises(ValueError, match="pair_values needs at least one of pair_features"):
+        MoEGraphTransformerSettings(pair_values=True, pair_features=())
+
+
+def test_pair_values_and_pair_bias_are_two_things(toys: GraphBatch) -> None:
+    """With values alone the attention does not know the pairs, with the bias alone it does; either moves the score."""
+    x = toys.x.clone()
+    x[:, 0, 2] += 1.0  # turn b1: with these features only pairs notice
+    turned_b1 = replace(toys, x=x)
+    for bias, values in ((True, False), (False, True), (False, False)):
+        settings = MoEGraphTransformerSettings(pair_bias=bias, pair_values=values, features=("log_pt", "eta"))
+        model = build_model(settings, toys.layout, seed=1).eval()
+        model.inputs.fit(toys, toys.weight)
+        first = [model(g.x, g.mask, g.node_type) for g in (toys, turned_b1)]
+        attention = (first[0].trace.attention - first[1].trace.attention)[:, 0].abs().max()
+        assert (attention > 1e-3) == bias
+        assert ((first[0].logits - first[1].logits).abs().max() > 1e-3) == (bias or values)
+
+
+def test_type_embedding_tells_types_apart_that_have_the_same_features(toys: GraphBatch) -> None:
+    """A jet called b-jet has the same features; with the mean over all objects only the embedding sees it."""
+    node_type = toys.node_type.clone()
+    node_type[:, 2] = 1
+    for embedded in (True, False):
+        settings = MoEGraphTransformerSettings(type_embedding=embedded, pooling="mean")
+        model = build_model(settings, toys.layout, seed=1).eval()
+        model.inputs.fit(toys, toys.weight)
+        change = (score(model, replace(toys, node_type=node_type)) - score(model, toys))[toys.mask[:, 2]].abs()
+        assert (change.max() > 1e-3) == embedded
+
+
+def test_azimuth_itself_is_an_input_that_a_rotation_changes(toys: GraphBatch) -> None:
+    """Negative control of the rotation test."""
+    for names, exact in ((("sin_dphi", "cos_dphi"), True), (("sin_phi", "cos_phi"), False), (("phi",), False)):
+        model = build_model(MoEGraphTransformerSettings(features=("log_pt", *names)), toys.layout, seed=1).eval()
+        model.inputs.fit(toys, toys.weight)
+        change = (score(model, turned(toys, 2.1)) - score(model, toys)).abs().max()
+        assert (change < 2e-4) == exact
+
+
+def test_learned_noise_has_a_smooth_load_and_shared_experts_no_say(toys: GraphBatch) -> None:
+    settings = MoEGraphTransformerSettings(learned_noise=True, shared_experts=True)
+    model = build_model(settings, toys.layout, seed=1).eval()
+    few = toys[:16]
+    quiet = model(few.x, few.mask, few.node_type)
+    assert quiet.trace.load is not None
+    assert quiet.trace.load.shape == quiet.trace.gates.shape
+    noise = torch.randn_like(quiet.trace.gates)
+    noisy = model(few.x, few.mask, few.node_type, noise=noise)
+    assert not torch.equal(noisy.trace.gates > 0, quiet.trace.gates > 0)
+    torch.testing.assert_close(noisy.logits, quiet.logits, atol=TOLERANCE, rtol=0)  # one network, gates sum to 1
+    apart = build_model(MoEGraphTransformerSettings(learned_noise=True), toys.layout, seed=1).eval()
+    change = apart(few.x, few.mask, few.node_type, noise=noise).logits - apart(few.x, few.mask, few.node_type).logits
+    assert change.abs().max() > 1e-3
 
 
 def test_experts_are_independent_and_the_task_reaches_the_router(toys: GraphBatch) -> None:

@@ -21,12 +21,16 @@ from hepx.models.layers import ClassPool, FeedForward, MixtureOfExperts, SelfAtt
 
 
 class TransformerSettings(InputSettings):
-    """What both graph transformers share.
+    """What both graph transformers share; configs/ablation.yaml measures each setting alone.
 
     pair_bias: a network of the pair features moves the attention scores (arXiv:2202.03772). pair_values: its last
     hidden layer is also carried along, as part of what a node receives (arXiv:1803.02155): a bias alone can only
     re-weight what the nodes know, so a mass has to be inferred from attention weights. It is off by default only so
-    that older run folders load; on the shipped sample it gains 0.003 in AUC. norm: layer norm before each
+    that older run folders load; on the shipped sample it gains 0.003 in AUC. type_embedding: a learned vector per node
+    type is added to the features (as segments in arXiv:1810.04805); without it the type shows only in which features an
+    object lacks, and in the pooling. self_loops: an object also attends to itself; without them, as in
+    arXiv:2501.03432, all attention must land on another object, whether it matters or not.
+    norm: layer norm before each
     sublayer (`pre`, arXiv:2002.04745: no warm-up needed) or after the sum (`post`, as in arXiv:2501.03432). pooling:
     mean per node type side by side, plain mean, or a class token that looks at the objects (`class`, arXiv:2103.17239).
     """
@@ -36,6 +40,7 @@ class TransformerSettings(InputSettings):
     num_heads: int = Field(default=4, ge=1)
     pair_bias: bool = True
     pair_values: bool = False
+    type_embedding: bool = True
     self_loops: bool = True
     norm: Literal["pre", "post"] = "pre"
     pooling: Literal["type", "mean", "class"] = "type"
@@ -45,8 +50,8 @@ class TransformerSettings(InputSettings):
     def _heads_divide_dim(self) -> TransformerSettings:
         if self.dim % self.num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, but {self.dim} is not one of {self.num_heads}")
-        if self.pair_values and not (self.pair_bias and self.pair_features):
-            raise ValueError("pair_values needs pair_bias: true and at least one of pair_features")
+        if self.pair_values and not self.pair_features:
+            raise ValueError("pair_values needs at least one of pair_features")
         return self
 
 
@@ -62,6 +67,10 @@ class MoEGraphTransformerSettings(TransformerSettings):
 
     gates: `top_k` (arXiv:1701.06538) jumps where two experts are exchanged, so path integrals through it are not
     complete; `margin` fades out before the exchange, `soft` uses all experts at once (see `MixtureOfExperts`).
+    shared_experts: all experts are one network, as in the public code of arXiv:2501.03432: the gates cancel, so what is
+    left is a dense network; the control of every claim about experts. learned_noise: the noise of train.router_noise is
+    scaled per node and expert by a learned width, and the balance loss `cv2` uses the smooth load (arXiv:1701.06538,
+    eq. 4 and 9); the width is trained by the balance loss, so without one it stays where it starts.
     """
 
     name: Literal["moe_graph_transformer"] = "moe_graph_transformer"
@@ -69,6 +78,8 @@ class MoEGraphTransformerSettings(TransformerSettings):
     expert_dim: int = Field(default=32, ge=1)
     top_k: int = Field(default=2, ge=1)
     gates: Literal["top_k", "margin", "soft"] = "top_k"
+    shared_experts: bool = False
+    learned_noise: bool = False
 
     @model_validator(mode="after")
     def _enough_experts(self) -> MoEGraphTransformerSettings:
@@ -98,6 +109,8 @@ class Block(nn.Module):
                 settings.top_k,
                 settings.dropout,
                 settings.gates,
+                shared=settings.shared_experts,
+                learned_noise=settings.learned_noise,
             )
         else:
             self.feed_forward = FeedForward(settings.dim, settings.hidden_dim, settings.dropout)
@@ -111,14 +124,14 @@ class Block(nn.Module):
         routing: Bool[Tensor, "B N X"] | None,
         noise: Float[Tensor, "B N X"] | None,
         gain: Float[Tensor, "B H N N"] | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """New node states, attention, router logits, gates."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """New node states, attention, router logits, gates, and the smooth load (None without learned noise)."""
         mixed, attention = self.attention(self.norm1(h) if self.pre_norm else h, allowed, bias, pairs, gain)
         h = h + self.dropout(mixed)
         h = h if self.pre_norm else self.norm1(h)
-        out, router_logits, gates, _ = self.feed_forward(self.norm2(h) if self.pre_norm else h, routing, noise)
+        out, router_logits, gates, load = self.feed_forward(self.norm2(h) if self.pre_norm else h, routing, noise)
         h = h + self.dropout(out)
-        return h if self.pre_norm else self.norm2(h), attention, router_logits, gates
+        return h if self.pre_norm else self.norm2(h), attention, router_logits, gates, load
 
 
 class GraphTransformer(Model):
@@ -130,20 +143,15 @@ class GraphTransformer(Model):
     ) -> None:
         super().__init__()
         self.settings = settings
-        with_pairs = settings.pair_bias and bool(settings.pair_features)
+        with_pairs = (settings.pair_bias or settings.pair_values) and bool(settings.pair_features)
         self.inputs = Inputs(layout, settings.features, settings.pair_features if with_pairs else ())
         self.embed = nn.Linear(self.inputs.num_features, settings.dim)
-        self.type_embedding = nn.Embedding(len(NODE_TYPES), settings.dim)
+        self.type_embedding = nn.Embedding(len(NODE_TYPES), settings.dim) if settings.type_embedding else None
         self.pair_network = None
         if with_pairs:
-            outputs = settings.num_layers * settings.num_heads
-            self.pair_network = nn.Sequential(
-                nn.Linear(self.inputs.num_pair_features, PAIR_DIM),
-                nn.GELU(),
-                nn.Linear(PAIR_DIM, PAIR_DIM),
-                nn.GELU(),
-                nn.Linear(PAIR_DIM, outputs),
-            )
+            hidden = (nn.Linear(self.inputs.num_pair_features, PAIR_DIM), nn.GELU(), nn.Linear(PAIR_DIM, PAIR_DIM))
+            bias = [nn.Linear(PAIR_DIM, settings.num_layers * settings.num_heads)] if settings.pair_bias else []
+            self.pair_network = nn.Sequential(*hidden, nn.GELU(), *bias)
         self.blocks = nn.ModuleList([Block(settings) for _ in range(settings.num_layers)])
         self.norm = nn.LayerNorm(settings.dim)
         self.pool: TypePool | ClassPool | None = None
@@ -165,13 +173,15 @@ class GraphTransformer(Model):
         gain: Float[Tensor, "B L H N N"] | None = None,
     ) -> Output:
         """Classify events; see `Model.forward`."""
-        h = self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type)
+        h = self.embed(self.inputs.nodes(x, mask, node_type))
+        if self.type_embedding is not None:
+            h = h + self.type_embedding(node_type)
         h = h * mask[..., None]
         allowed = mask[:, None, :] & mask[:, :, None]
         if not self.settings.self_loops:
             allowed = allowed & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
         bias, pairs = self.pair_terms(x, mask, node_type)
-        stored: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        stored = []
         for layer, block in enumerate(self.blocks):
             h, *trace = block(
                 h,
@@ -182,11 +192,17 @@ class GraphTransformer(Model):
                 None if noise is None else noise[:, layer],
                 None if gain is None else gain[:, layer],
             )
-            for values, value in zip(stored, trace, strict=True):
-                values.append(value)
+            stored.append(trace)
         pooled = self.pooled(self.norm(h), mask, node_type)
-        attention, router_logits, gates = (torch.stack(values, 1) for values in stored)
-        return Output(self.head(pooled), Trace(attention, router_logits, gates * mask[:, None, :, None]))
+        attention, router_logits, gates, load = zip(*stored, strict=True)
+        node = mask[:, None, :, None]
+        trace = Trace(
+            torch.stack(attention, 1),
+            torch.stack(router_logits, 1),
+            torch.stack(gates, 1) * node,
+            None if load[0] is None else torch.stack(load, 1) * node,
+        )
+        return Output(self.head(pooled), trace)
 
     def pooled(
         self, h: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
@@ -202,7 +218,9 @@ class GraphTransformer(Model):
         """Bias of the attention scores of all layers and heads, and what the pairs carry; None where not asked for."""
         if self.pair_network is None:
             return None, None
-        pairs = self.pair_network[:-1](self.inputs.pairs(x, mask, node_type))
-        bias = self.pair_network[-1](pairs).permute(0, 3, 1, 2)
-        bias = bias.unflatten(1, (self.settings.num_layers, self.settings.num_heads))
-        return bias, pairs if self.settings.pair_values else None
+        settings, bias = self.settings, None
+        pairs = self.pair_network[:4](self.inputs.pairs(x, mask, node_type))
+        if settings.pair_bias:
+            bias = self.pair_network[4](pairs).permute(0, 3, 1, 2)
+            bias = bias.unflatten(1, (settings.num_layers, settings.num_heads))
+        return bias, pairs if settings.pair_values else None

@@ -41,14 +41,17 @@ NODE_FEATURES: dict[str, NodeFeature] = {
     "met_significance": NodeFeature(
         ("met_significance",), lambda x, _: torch.log(x[..., MET_SIGNIFICANCE].clamp(min=0) + 1.0)
     ),
+    "sin_phi": NodeFeature(("phi",), lambda x, _: torch.sin(x[..., PHI])),
+    "cos_phi": NodeFeature(("phi",), lambda x, _: torch.cos(x[..., PHI])),
     "pt": NodeFeature(("pt",), lambda x, _: x[..., PT]),
     "phi": NodeFeature(("phi",), lambda x, _: x[..., PHI]),
     "bjet_mass": NodeFeature(("mass",), lambda x, _: x[..., MASS], types=("bjet",)),
     "linear_met_significance": NodeFeature(("met_significance",), lambda x, _: x[..., MET_SIGNIFICANCE]),
 }
 """Inputs a config can choose. Δφ is taken to the first lepton (to the missing momentum or the first object where there
-is none), with its sign, so the inputs do not change under a rotation of the event about the beam. The last four are the
-columns of arXiv:2501.03432: heavy tails, and an azimuth that does change under a rotation."""
+is none), with its sign, so the inputs do not change under a rotation of the event about the beam. sin_phi and
+cos_phi, the azimuth itself without its jump at ±π, do change; they are there to measure what that costs. The last four
+are the columns of arXiv:2501.03432: heavy tails, and the azimuth with its jump."""
 
 
 @dataclass(frozen=True)
