@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hepx import files, sweep
 from hepx.attribution import Shard
 from hepx.comparison import Entry, compare
 from hepx.errors import ConfigError, ResultError
+from hepx.graph import GraphBatch
+from hepx.models import build_model
 from hepx.report import comparison
 from hepx.results import Measured
 from hepx.sweep import Sweep
@@ -83,6 +87,24 @@ def write_config(folder: Path, variants: str, name: str = "s") -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(f"name: {name}\nbase: {CONFIG}\nseeds: [1, 2]\nreference: a\nvariants:\n{variants}")
     return path
+
+
+@pytest.mark.parametrize("name", ["models", "ablation"])
+def test_shipped_sweeps_change_what_they_say_and_every_variant_runs(
+    name: str, toys: GraphBatch, tmp_path: Path
+) -> None:
+    """No variant is the reference under another name, and each gives scores and a gradient."""
+    wanted = Sweep(ROOT / "configs" / f"{name}.yaml", ["seeds=[1, 2]"], tmp_path)
+    members = {member.variant: member.run.settings for member in wanted.members if member.seed == 1}
+    recipes = [(one.model.model_dump(), one.train.model_dump()) for one in members.values()]
+    assert all(first != second for first, second in combinations(recipes, 2))
+    for settings in members.values():
+        model = build_model(settings.model, toys.layout, 1)
+        logits, trace = model(toys.x[:8], toys.mask[:8], toys.node_type[:8])
+        logits.sum().backward()
+        assert torch.isfinite(logits).all()
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+        assert trace.gates.shape[-1] == getattr(settings.model, "num_experts", 0)
 
 
 @pytest.fixture(scope="module")
