@@ -35,7 +35,7 @@ LAYERS = [
     {"attribution", "attention", "experts", "evaluate", "comparison"},
     {"report"},
     {"run"},
-    {"sweep"},
+    {"sweep", "batch"},
     {"cli"},
 ]
 DOORS = {

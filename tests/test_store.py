@@ -396,25 +396,6 @@ def test_memory_does_not_grow_with_the_number_of_events(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 20, (peaks, sizes)
 
 
-@pytest.mark.slow
-def test_dask_starts_its_workers_as_slurm_jobs(
-    data: DataSettings, reference: GraphStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stand-in for sbatch runs the job script that dask-jobqueue wrote; the bytes are the same again."""
-    pytest.importorskip("dask_jobqueue")
-    commands = {
-        "sbatch": f'cp "$1" {tmp_path}/job.sh; setsid bash {tmp_path}/job.sh >/dev/null 2>&1 & echo "Submitted $!"',
-        "scancel": "exit 0",
-    }
-    for name, command in commands.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{command}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    convert(data, GraphSettings(), tmp_path / "d", Execution(dask="slurm"))
-    assert "#SBATCH" in (tmp_path / "job.sh").read_text()
-    assert content(tmp_path / "d") == content(reference.folder)
-
-
 def test_htcondor_jobs_can_be_written() -> None:
     pytest.importorskip("dask_jobqueue")
     with store._batch_cluster("htcondor") as cluster:
