@@ -277,6 +277,7 @@ def simulate(
     "  hepx submit slurm run configs/mgt.yaml train.epochs=50 --array 8 --dry-run\n\n"
     "  hepx submit slurm explain runs/mgt --array 8            shares of the events, then the merge\n\n"
     "  hepx submit slurm evaluate configs/mgt.yaml --seeds 1-5 --time 1:00:00\n\n"
+    "  hepx submit slurm sweep configs/models.yaml --array 40 --time 1:00:00\n\n"
     "  hepx submit htcondor run configs/mgt.yaml --gpus 1 --flavour workday\n\n"
     "A job that reaches its time limit writes a checkpoint, goes back into the queue and goes on from there.",
 )
@@ -289,7 +290,9 @@ def submit(
     nodes: Annotated[int, typer.Option("--nodes", help="Machines that train together (Slurm).")] = 1,
     cpus: Annotated[int, typer.Option("--cpus", help="Cores per process; there is one process per GPU.")] = 2,
     memory: Annotated[str, typer.Option("--memory", help="Memory per node.")] = "8G",
-    array: Annotated[int, typer.Option("--array", min=0, help="Share out the explanations over this many jobs.")] = 0,
+    array: Annotated[
+        int, typer.Option("--array", min=0, help="Share out the explanations, or the runs of a sweep, over N jobs.")
+    ] = 0,
     seeds: Annotated[str, typer.Option("--seeds", help="One run per seed: 1-5 or 1,2,7.")] = "",
     partition: Annotated[str, typer.Option("--partition", help="Partition (Slurm).")] = "",
     account: Annotated[str, typer.Option("--account", help="Account, or accounting group (HTCondor).")] = "",

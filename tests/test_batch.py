@@ -89,6 +89,15 @@ def test_shards_become_an_array_between_what_comes_before_and_the_merge() -> Non
     assert [line[0] for line in alone.lines] == ["evaluate", "explain", "explain"]
 
 
+def test_the_runs_of_a_sweep_and_the_parts_of_a_sample_are_shared_out() -> None:
+    sweep = jobs_of("slurm", "sweep", "configs/models.yaml", shards=3)
+    shards = ("sweep", "configs/models.yaml", "--shard", "{task}/3")
+    assert sweep.lines == [shards, ("sweep", "configs/models.yaml")]
+    assert str(ROOT / "runs" / "models" / "jobs") in sweep.directives("shards")["output"]
+    sample = jobs_of("slurm", "simulate", "ttbar=1000", shards=20)
+    assert sample.lines == [("simulate", "ttbar=1000", "--shard", "{task}/20")]
+
+
 def test_seeds_become_an_array_of_runs_with_names_of_their_own() -> None:
     found = jobs_of("slurm", "evaluate", CONFIG, seeds="1-3,7")
     assert found.lines == [("evaluate", CONFIG, "seed={task}", "name=quickstart-seed{task}")]

@@ -92,7 +92,7 @@ class Line:
     """A checked `hepx` line: verb, everything after it, and where it works.
 
     folder: of the run, or of all runs for a verb without one; name: of the run, empty if it is there already (a run
-    folder was given); inputs: the files that are read.
+    folder was given); inputs: the files that are read; shards: the verb takes `--shard`.
     """
 
     verb: str
@@ -100,6 +100,7 @@ class Line:
     folder: Path
     name: str = ""
     inputs: tuple[Path, ...] = ()
+    shards: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,39 @@ from hepx.batch.base import TASK, Job, Line
 from hepx.errors import ConfigError
 from hepx.events import find_files
 from hepx.run import Run
+from hepx.sweep import Sweep
 
 TRAINING = ("train", "evaluate", "explain", "report", "run")
 """Verbs that train first if that is not done yet."""
 EXPLAINING = ("explain", "report", "run")
+"""Verbs that explain first if that is not done yet."""
+JOINING = ("sweep",)
+"""Verbs that, without --shard, put together what the shards have done."""
 REFUSED = ("submit", "inspect")
 
 
 def read_line(verb: str, arguments: Sequence[str], values: Mapping[str, Any]) -> Line:
     """Check what follows a verb, parsed into `values`: a wrong config is found now and not after hours in the queue."""
-    runs = Path(values.get("runs") or "runs")
-    target = values.get("target")
+    runs, changes = Path(values.get("runs") or "runs"), values.get("overrides") or []
+    shards, target = "shard" in values, values.get("target")
+    if verb == "sweep":
+        return Line(verb, tuple(arguments), Sweep(values["config"], changes, runs).folder, shards=shards)
     if target is None:
-        return Line(verb, tuple(arguments), runs)
-    run = Run.from_config(target, values.get("overrides") or [], runs)
+        return Line(verb, tuple(arguments), runs, shards=shards)
+    run = Run.from_config(target, changes, runs)
     if target.is_dir():
-        return Line(verb, tuple(arguments), run.folder, inputs=(target,))
+        return Line(verb, tuple(arguments), run.folder, inputs=(target,), shards=shards)
     found = [place for name, sample in run.settings.data.samples.items() for place in find_files(name, sample)]
     done = [run.folder] if run.folder.exists() else []
     inputs = (target, *(place for place in found if isinstance(place, Path)), *done)
-    return Line(verb, tuple(arguments), run.folder, run.settings.name, inputs)
+    return Line(verb, tuple(arguments), run.folder, run.settings.name, inputs, shards)
 
 
 def plan(line: Line, shards: int, seeds: Sequence[int], processes: int) -> list[Job]:
     """The jobs of a line, each of which starts when the one before it has ended well.
 
-    shards: number of jobs at once that share out the explanations, 0: no sharing; seeds: one run for each, beside one
+    shards: number of jobs at once that share out the work of a verb with `--shard`, or the explanations of a run, 0: no
+    sharing; seeds: one run for each, beside one
     another; processes: how many train together. Raises ConfigError for what makes no sense.
     """
     _check(line, shards, seeds)
@@ -45,9 +52,13 @@ def plan(line: Line, shards: int, seeds: Sequence[int], processes: int) -> list[
         return _with_parallel_training(line, arguments, tuple(map(str, seeds)), processes)
     if not shards:
         return _with_parallel_training(line, line.arguments, (), processes)
+    numbers = tuple(map(str, range(1, shards + 1)))
+    if line.verb not in EXPLAINING:
+        share = Job("shards", (line.verb, *line.arguments, "--shard", f"{TASK}/{shards}"), numbers)
+        return [share, Job(line.verb, (line.verb, *line.arguments), gpus="none")] if line.verb in JOINING else [share]
     first = _with_parallel_training(replace(line, verb="evaluate"), line.arguments, (), processes)
     run = str(line.folder)
-    share = Job("shards", ("explain", run, "--shard", f"{TASK}/{shards}"), tuple(map(str, range(1, shards + 1))))
+    share = Job("shards", ("explain", run, "--shard", f"{TASK}/{shards}"), numbers)
     last = "explain" if line.verb == "explain" else "report"
     return [*first, share, Job(last, (last, run), gpus="none")]
 
@@ -69,9 +80,10 @@ def _with_parallel_training(line: Line, arguments: tuple[str, ...], tasks: tuple
 def _check(line: Line, shards: int, seeds: Sequence[int]) -> None:
     if line.verb in REFUSED:
         raise ConfigError(f"'hepx {line.verb}' is quick and talks to you; it is not a job.")
-    if shards and line.verb not in EXPLAINING:
+    if shards and line.verb not in EXPLAINING and not line.shards:
         raise ConfigError(
-            f"--array shares out explanations (hepx {', '.join(EXPLAINING)}), not '{line.verb}'; see also --seeds."
+            f"--array shares out explanations (hepx {', '.join(EXPLAINING)}) and what has an option --shard, "
+            f"not '{line.verb}'; see also --seeds."
         )
     if seeds and (line.verb not in TRAINING or not line.name):
         raise ConfigError(
