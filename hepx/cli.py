@@ -92,16 +92,25 @@ def _run(
     work: str | Callable[[Run], None],
     execution: Execution | None = None,
 ) -> Run:
-    """Open the run, log into its log.txt, and carry out the stages up to `work`, or other work."""
+    """Open the run, log into its log.txt, and carry out the stages up to `work`, or other work.
+
+    Under torchrun every process comes here; all but the first end here, when they have helped to train.
+    """
     from hepx.run import Run, log_file
+    from hepx.train import joined
 
     run = Run.from_config(target, overrides or [], runs)
     run.execution = execution or run.execution
-    with log_file(run.folder), _resumable():
-        if isinstance(work, str):
-            run.execute(work)
-        else:
-            work(run)
+    with _resumable(), joined() as run.ranks:
+        if not run.ranks.is_first:
+            log.setLevel(logging.WARNING)
+            run.follow()
+            raise typer.Exit
+        with log_file(run.folder), run.leading(), _resumable():
+            if isinstance(work, str):
+                run.execute(work)
+            else:
+                work(run)
     return run
 
 
@@ -142,7 +151,9 @@ def convert(
 
 
 @app.command(
-    epilog="Example:  hepx train configs/quickstart.yaml model.num_experts=4\n\nAn interrupted training goes on."
+    epilog="Examples:\n\n  hepx train configs/quickstart.yaml model.num_experts=4\n\n"
+    "  torchrun --nproc_per_node=2 -m hepx.cli train configs/quickstart.yaml        several GPUs, or processes\n\n"
+    "An interrupted training goes on. On SIGTERM or SIGUSR1 it writes a checkpoint and exits with code 85."
 )
 def train(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Train the model (after converting, if needed)."""

@@ -33,7 +33,7 @@ from hepx.remote import Location, Url, identity
 from hepx.results import AttentionMap, ExpertReport, Explanation, Provenance, is_result_of
 from hepx.schemas import load_schema
 from hepx.store import Execution, GraphStore
-from hepx.train import TrainSettings
+from hepx.train import Epoch, OnDisk, Ranks, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,8 @@ class Run:
 
     def __init__(self, folder: Path, settings: RunSettings) -> None:
         self.folder, self.settings = folder, settings
-        self.execution = Execution()
+        self.execution, self.ranks = Execution(), Ranks()
+        self._called = False  # the other processes of a training
         self._answers: dict[Url, list[Any]] = {}
 
     @classmethod
@@ -117,7 +118,9 @@ class Run:
         wanted = self.settings.device
         if wanted == "cuda" and not torch.cuda.is_available():
             raise ConfigError("device is 'cuda', but torch sees no GPU here; use device=auto or device=cpu.")
-        return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+        if wanted == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", self.ranks.local_rank)
 
     def execute(self, last: str = "report") -> None:
         """Run all stages up to `last`, skipping what is done; ConfigError if another process works in the folder."""
@@ -146,6 +149,16 @@ class Run:
         """The settings in the run folder."""
         config = self.folder / "config.yaml"
         return parse(RunSettings, load(config), f"config '{config}'")
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """What the first process does goes inside. The others, which wait in `follow`, are let go at the end, if there
+        was nothing to train or an error came first."""
+        try:
+            yield
+        finally:
+            if not self._called:
+                self.ranks.from_first(False)
 
     def is_locked(self) -> bool:
         """Whether another process works in the folder now."""
@@ -182,12 +195,8 @@ class Run:
             log.info("%s: %d of %d events pass the selection", name, flow[-1]["events"], flow[0]["events"])
 
     def _train(self) -> None:
-        data, settings = self.store(), self.settings
-        model = build_model(settings.model, data.layout, settings.seed).to(self.device)
-        train_events, validation = data.load("train"), data.load("validation")
-        checkpoints = self.folder / "checkpoints"
-        store.write_training_events(checkpoints, train_events.event_id.numpy())
-        history = train.fit(model, train_events, validation, settings.train, settings.seed, checkpoints)
+        self._called = self.ranks.from_first(True)
+        history = self._fit()
         with files.atomic(self.folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(history[0])))
             writer.writeheader()
@@ -195,10 +204,26 @@ class Run:
         best = max(history, key=lambda epoch: epoch.validation_auc)
         log.info("best validation AUC %.4f in epoch %d of %d", best.validation_auc, best.epoch, len(history))
 
+    def _fit(self) -> list[Epoch]:
+        """Train, together with the other processes if there are any; the first one writes."""
+        data, settings = self.store(), self.settings
+        model = build_model(settings.model, data.layout, settings.seed).to(self.device)
+        events, validation = OnDisk(data, "train"), OnDisk(data, "validation")
+        checkpoints = self.folder / "checkpoints"
+        if self.ranks.is_first:
+            ids = (part.event_id.numpy() for part in train.parts(events))
+            train.write_training_events(checkpoints, ids, int(events.counts.sum()))
+        return train.fit(model, events, validation, settings.train, settings.seed, checkpoints, self.ranks)
+
+    def follow(self) -> None:
+        """What every process but the first does: wait until that one comes to the training, if it does, and help."""
+        if self.ranks.from_first(False):
+            self._fit()
+
     def _evaluate(self) -> None:
         data, settings, model = self.store(), self.settings, self.model()
         test = data.load("test")
-        store.refuse_training_events(self.folder / "checkpoints", test.event_id.numpy())
+        train.refuse_training_events(self.folder / "checkpoints", test.event_id.numpy())
         splits = evaluate.Splits(data.load("train"), data.load("validation"), test)
         found = evaluate.evaluate(model, splits, settings.evaluate, settings.seed)
         header = {"model": settings.model.name, "seed": settings.seed, "split": "test"}

@@ -31,6 +31,7 @@ from hepx import events, files
 from hepx.errors import ConfigError, DataError
 from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings
 from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
+from hepx.order import BLOCK, shuffled_blocks
 from hepx.progress import progress, track
 from hepx.random import scramble, unit
 from hepx.remote import locate
@@ -42,8 +43,6 @@ SPLITS = ("train", "validation", "test")
 FORMAT = 2
 ATTEMPTS = 3  # a task that kills its worker three times will do so again
 IDS_AT_ONCE = 20_000_000  # event ids compared in one pass (160 MB)
-BLOCK = 256  # neighbouring events read together when streaming
-BLOCKS_AT_ONCE = 256  # blocks shuffled into one another when streaming
 KILLED = (
     "convert: workers were killed again and again without finishing a task, perhaps for lack of memory. "
     "The same command, with fewer --workers, goes on where it stopped."
@@ -375,7 +374,7 @@ def _refuse_repeated(folder: Path, tasks: Sequence[Task], parts: dict[str, Part]
     if num_repeated:
         paths = dict.fromkeys(task.path for task in tasks if example in _event_ids(folder, task.shard))
         raise DataError(
-            f"{num_repeated} events occur more than once, for example {_in_words(example)} in {' and '.join(paths)}. "
+            f"{num_repeated} events occur more than once, for example {in_words(example)} in {' and '.join(paths)}. "
             "Remove the repeated file or sample from data.samples."
         )
 
@@ -385,7 +384,8 @@ def _event_ids(folder: Path, shard: str) -> Int64:
         return file.get_tensor("event_id")
 
 
-def _in_words(event_id: int) -> str:
+def in_words(event_id: int) -> str:
+    """An event id as a sentence names it."""
     return f"channel {event_id // events.EVENT_NUMBERS} event {event_id % events.EVENT_NUMBERS}"
 
 
@@ -395,27 +395,6 @@ def _remove_strays(folder: Path, tasks: Sequence[Task]) -> None:
     for path in folder.iterdir():
         if path.name not in kept and re.fullmatch(r"\.?.+-\d{5}-\d{5}(\.\d+)?\.(json|safetensors)", path.name):
             path.unlink(missing_ok=True)
-
-
-def write_training_events(folder: Path, event_id: Int64) -> None:
-    """Note in a checkpoint folder which events the model was trained on."""
-    with files.atomic(folder / "training_events.npy") as temporary:
-        np.save(temporary, np.sort(event_id))
-
-
-def refuse_training_events(folder: Path, event_id: Int64) -> None:
-    """DataError if an event to be evaluated is one the model in the checkpoint folder was trained on.
-
-    It compares the event ids themselves, so it holds across data sets, recipes and splits.
-    """
-    known = np.load(folder / "training_events.npy", mmap_mode="r")
-    position = np.minimum(np.searchsorted(known, event_id), len(known) - 1)
-    seen = event_id[known[position] == event_id]
-    if len(seen):
-        raise DataError(
-            f"{len(seen)} of {len(event_id)} events to be evaluated were used to train the model in '{folder}', for "
-            f"example {_in_words(int(seen[0]))}. Evaluate on other events, or train again with this split."
-        )
 
 
 class GraphStore:
@@ -435,38 +414,57 @@ class GraphStore:
 
     def load(self, split: str | None = None) -> GraphBatch:
         """All events, or those of one split (train, validation, test), as one GraphBatch."""
-        names = [shard["name"] for shard in self.manifest["shards"] if shard["events"]]
-        graphs = concatenate([self._of_split(self._shard(name), split) for name in names])
+        graphs = concatenate([self._of_split(self._shard(name), split) for name, _ in self._shards()])
         if len(graphs) == 0:
             raise DataError(f"the {split} split of '{self.folder}' is empty; change data.split.")
         return graphs
 
-    def batches(self, split: str | None, batch_size: int, seed: int) -> Iterator[GraphBatch]:
-        """The events of one split in an order that `seed` decides, without loading them all; the last batch is smaller.
-
-        Blocks of neighbouring events are read in random order and many of them are shuffled into one another, so a
-        batch mixes all samples while the disk is read in pieces that are worth a seek.
-        """
-        rng = np.random.default_rng(seed)
-        shards = [shard for shard in self.manifest["shards"] if shard["events"]]
-        sizes = [-(-shard["events"] // BLOCK) for shard in shards]
-        blocks = np.stack([np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes])])
-        blocks = blocks[:, rng.permutation(blocks.shape[1])]
+    def batches(
+        self, split: str | None, batch_size: int, seed: int, epoch: int = 0, first: int = 0
+    ) -> Iterator[GraphBatch]:
+        """The events of one split in an order that seed and epoch decide (`hepx.order`), without loading them all, from
+        batch number `first` on; the last batch is smaller."""
+        counts = self.block_counts(split)
         left: list[GraphBatch] = []
-        for first in range(0, blocks.shape[1], BLOCKS_AT_ONCE):
-            chosen = blocks[:, first : first + BLOCKS_AT_ONCE]
-            for number in np.unique(chosen[0]):
-                shard = self._shard(shards[number]["name"])
-                starts = chosen[1, chosen[0] == number] * BLOCK
-                left += [self._of_split(shard[start : start + BLOCK], split) for start in starts]
-            graphs = concatenate(left)
-            graphs = graphs[torch.from_numpy(rng.permutation(len(graphs)))]
+        skip = first * batch_size
+        for blocks, shuffle in shuffled_blocks(counts, seed, epoch):
+            if skip >= len(shuffle):
+                skip -= len(shuffle)
+                continue
+            graphs = self.read(split, blocks)[torch.from_numpy(shuffle[skip:])]
+            graphs, skip = concatenate([*left, graphs]), 0
             whole = len(graphs) - len(graphs) % batch_size
             for start in range(0, whole, batch_size):
                 yield graphs[start : start + batch_size]
             left = [graphs[whole:]]
         if left and len(left[0]):
             yield left[0]
+
+    def block_counts(self, split: str | None) -> Int64:
+        """Events of one split in each block [K]; the blocks of a shard follow those of the shard before it."""
+        return np.concatenate([self._counts_of_shard(name, split) for name, _ in self._shards()])
+
+    def _counts_of_shard(self, name: str, split: str | None) -> Int64:
+        ids = _event_ids(self.folder, name)
+        chosen = np.ones(len(ids), dtype=np.int64)
+        if split is not None:
+            chosen = (split_index(ids, self.split) == SPLITS.index(split)).astype(np.int64)
+        return np.add.reduceat(chosen, np.arange(0, len(ids), BLOCK))
+
+    def read(self, split: str | None, blocks: Int64) -> GraphBatch:
+        """The events of one split in the blocks of these numbers (rising), side by side."""
+        parts, first = [], 0
+        for name, num_events in self._shards():
+            number = blocks[(blocks >= first) & (blocks < first - (-num_events // BLOCK))] - first
+            if len(number):
+                shard = self._shard(name)
+                parts += [self._of_split(shard[one * BLOCK : (one + 1) * BLOCK], split) for one in number]
+            first -= -num_events // BLOCK
+        return concatenate(parts)
+
+    def _shards(self) -> list[tuple[str, int]]:
+        """Name and number of events of the shards that have any."""
+        return [(shard["name"], shard["events"]) for shard in self.manifest["shards"] if shard["events"]]
 
     def _of_split(self, graphs: GraphBatch, split: str | None) -> GraphBatch:
         if split is None:

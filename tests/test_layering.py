@@ -14,6 +14,7 @@ LAYERS = [
     {
         "errors",
         "files",
+        "order",
         "progress",
         "random",
         "signals",

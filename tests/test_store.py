@@ -25,6 +25,7 @@ from hepx.events import DataSettings, SplitSettings
 from hepx.graph import GraphSettings, concatenate, from_pyg, to_pyg
 from hepx.schemas import load_schema
 from hepx.store import Execution, FoldSettings, GraphStore, convert, split_index
+from hepx.train import refuse_training_events, write_training_events
 
 STEP = 1000
 NUM_SIGNAL, NUM_BACKGROUND = 6000, 4200
@@ -305,18 +306,18 @@ def test_store_opens_with_another_split(reference: GraphStore) -> None:
 
 def test_events_of_the_training_are_refused_in_an_evaluation(reference: GraphStore, tmp_path: Path) -> None:
     train = reference.load("train").event_id.numpy()
-    store.write_training_events(tmp_path, train)
-    store.refuse_training_events(tmp_path, reference.load("test").event_id.numpy())
-    store.refuse_training_events(tmp_path, train[:0])
+    write_training_events(tmp_path, np.array_split(train, 3), len(train))
+    refuse_training_events(tmp_path, reference.load("test").event_id.numpy())
+    refuse_training_events(tmp_path, train[:0])
     other = GraphStore(reference.folder, SplitSettings(fractions=(0.2, 0.2, 0.6))).load("test").event_id.numpy()
     shared = len(np.intersect1d(train, other))
     assert shared > 0
     with pytest.raises(DataError, match=rf"{shared} of {len(other)} events .* were used to train .* channel 410"):
-        store.refuse_training_events(tmp_path, other)
+        refuse_training_events(tmp_path, other)
 
 
 def test_streamed_batches_are_the_loaded_events(reference: GraphStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BLOCKS_AT_ONCE", 5)
+    monkeypatch.setattr("hepx.order.BLOCKS_AT_ONCE", 5)
     monkeypatch.setattr(store, "BLOCK", 64)
     for split in (None, "train", "test"):
         streamed = list(reference.batches(split, 100, seed=1))

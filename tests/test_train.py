@@ -139,13 +139,14 @@ def test_hidden_objects_are_a_flat_choice_of_the_number_of_objects() -> None:
     mask = torch.ones(20_000, 4, dtype=torch.bool)
     mask[:, 3] = False
     generator = torch.Generator().manual_seed(1)
-    hidden = hide_objects(mask, 1.0, generator)
+    uniform = torch.rand(20_000, 6, generator=generator)
+    hidden = hide_objects(mask, 1.0, uniform)
     assert not (hidden & ~mask).any()
     share = torch.bincount(hidden.sum(1), minlength=4) / len(mask)
     torch.testing.assert_close(share, torch.full((4,), 0.25), atol=0.015, rtol=0)  # five standard deviations
-    half = (hide_objects(mask, 0.5, generator) == mask).all(1).double().mean()
+    half = (hide_objects(mask, 0.5, uniform) == mask).all(1).double().mean()
     assert float(half) == pytest.approx(0.5 + 0.5 * 0.25, abs=0.015)
-    assert torch.equal(hide_objects(mask, 0.0), mask)
+    assert torch.equal(hide_objects(mask, 0.0, uniform), mask)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ for an absent object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -189,17 +189,24 @@ class Inputs(nn.Module):
         valid = _pair_mask(mask)[..., None]
         return (self.raw_pairs(x, node_type) - self.pair_mean) / self.pair_std * valid
 
-    @torch.no_grad()
     def fit(self, graphs: GraphBatch, weight: Float[Tensor, "B"]) -> None:
         """Set mean and spread from training events, weighted with |weight|: a scale must not depend on signs."""
-        weight = weight.abs().to(torch.float64)
-        nodes = self.raw_nodes(graphs.x, graphs.mask, graphs.node_type).to(torch.float64)
-        valid = self._valid(graphs.mask, graphs.node_type) * weight[:, None, None]
-        self.mean, self.std = _moments(nodes, valid, (0, 1))
+        self.fit_parts([(graphs, weight)])
+
+    @torch.no_grad()
+    def fit_parts(self, parts: Iterable[tuple[GraphBatch, Float[Tensor, "B"]]]) -> None:
+        """`fit` for events that come part by part, each part with its weights."""
+        nodes, pairs = _Moments(), _Moments()
+        for graphs, weight in parts:
+            weight = weight.abs().to(torch.float64)
+            valid = self._valid(graphs.mask, graphs.node_type) * weight[:, None, None]
+            nodes.add(self.raw_nodes(graphs.x, graphs.mask, graphs.node_type).to(torch.float64), valid, (0, 1))
+            if self.num_pair_features:
+                valid = (_pair_mask(graphs.mask) * weight[:, None, None])[..., None]
+                pairs.add(self.raw_pairs(graphs.x, graphs.node_type).to(torch.float64), valid, (0, 1, 2))
+        self.mean, self.std = nodes.result()
         if self.num_pair_features:
-            pairs = self.raw_pairs(graphs.x, graphs.node_type).to(torch.float64)
-            valid = (_pair_mask(graphs.mask) * weight[:, None, None])[..., None].expand_as(pairs)
-            self.pair_mean, self.pair_std = _moments(pairs, valid, (0, 1, 2))
+            self.pair_mean, self.pair_std = pairs.result()
 
 
 def _pair_mask(mask: Bool[Tensor, "*B N"]) -> Float[Tensor, "*B N N"]:
@@ -208,9 +215,27 @@ def _pair_mask(mask: Bool[Tensor, "*B N"]) -> Float[Tensor, "*B N N"]:
     return (both & off_diagonal).to(torch.float32)
 
 
-def _moments(values: Tensor, weight: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    total = weight.sum(axes).clamp(min=1e-12)
-    mean = (values * weight).sum(axes) / total
-    variance = ((values - mean) ** 2 * weight).sum(axes) / total
-    std = variance.sqrt()
-    return mean.float(), torch.where(std > 1e-6, std, torch.ones_like(std)).float()  # a constant input stays as it is
+class _Moments:
+    """Weighted mean and spread of values that come part by part (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+
+    def __init__(self) -> None:
+        self.total = self.mean = self.squares = torch.zeros(())
+
+    def add(self, values: Tensor, weight: Tensor, axes: tuple[int, ...]) -> None:
+        """Add a part; the sums run over `axes`."""
+        total = weight.expand_as(values).sum(axes)
+        mean = (values * weight).sum(axes) / total.clamp(min=1e-12)
+        squares = ((values - mean) ** 2 * weight).sum(axes)
+        if self.total.ndim == 0:
+            self.total, self.mean, self.squares = total, mean, squares
+            return
+        share = total / (self.total + total).clamp(min=1e-12)
+        difference = mean - self.mean
+        self.squares = self.squares + squares + difference**2 * self.total * share
+        self.mean = self.mean + difference * share
+        self.total = self.total + total
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation; 1 for a constant input, which so stays as it is."""
+        std = (self.squares / self.total.clamp(min=1e-12)).sqrt()
+        return self.mean.float(), torch.where(std > 1e-6, std, torch.ones_like(std)).float()

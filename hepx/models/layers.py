@@ -58,9 +58,19 @@ class SelfAttention(nn.Module):
 
 
 def masked_softmax(scores: Float[Tensor, "*S"], allowed: Bool[Tensor, "*#S"]) -> Float[Tensor, "*S"]:
-    """Softmax over the last axis among the allowed entries; a row with none of them is all zeros."""
+    """Softmax over the last axis among the allowed entries; a row with none of them is all zeros. At least float32."""
+    scores = scores.float() if scores.dtype == torch.bfloat16 else scores
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     return torch.softmax(scores, dim=-1) * allowed
+
+
+def in_float32(layer: nn.Linear, h: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:
+    """A linear map that autocast leaves alone: bfloat16 would round router logits to 1 in 256, and with them the choice
+    (arXiv:2101.03961, section 2.4)."""
+    if not torch.is_autocast_enabled(h.device.type):
+        return layer(h)
+    with torch.autocast(h.device.type, enabled=False):
+        return layer(h.float())
 
 
 class FeedForward(nn.Module):
@@ -133,10 +143,10 @@ class MixtureOfExperts(nn.Module):
         noise: Float[Tensor, "B N X"] | None,
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B N X"], Float[Tensor, "B N X"], Float[Tensor, "B N X"] | None]:
         """New node states, router logits, gates, and the smooth load (None without learned noise)."""
-        router_logits, load = self.router(h), None
+        router_logits, load = in_float32(self.router, h), None
         scores = router_logits
         if self.noise_width is not None:
-            width = functional.softplus(self.noise_width(h))
+            width = functional.softplus(in_float32(self.noise_width, h))
             scores = scores if noise is None else scores + noise * width
             load = self.smooth_load(router_logits, scores, width)
         elif noise is not None:

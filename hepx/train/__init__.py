@@ -1,5 +1,6 @@
 """Training. `fit` trains a model; `TrainSettings` says how; the losses are functions of what a model returns."""
 
+from hepx.train.events import OnDisk, parts
 from hepx.train.loop import Epoch, fit, load_weights
 from hepx.train.losses import (
     balance_loss,
@@ -9,17 +10,25 @@ from hepx.train.losses import (
     update_selection_bias,
     z_loss,
 )
+from hepx.train.ranks import Ranks, joined
+from hepx.train.seen import refuse_training_events, write_training_events
 from hepx.train.settings import TrainSettings
 
 __all__ = [
     "Epoch",
+    "OnDisk",
+    "Ranks",
     "TrainSettings",
     "balance_loss",
     "cv2_loss",
     "fit",
     "hide_objects",
+    "joined",
     "load_weights",
+    "parts",
+    "refuse_training_events",
     "training_weights",
     "update_selection_bias",
+    "write_training_events",
     "z_loss",
 ]

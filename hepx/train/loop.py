@@ -1,7 +1,7 @@
 """Fit a model: weighted loss, AdamW, warm-up and cosine, early stopping on the validation AUC, exact restart.
 
 A training that was killed at any moment ends, when started again, with the bits it would have ended with: the state is
-saved in the middle of an epoch too, and every random number is a function of seed, epoch and step (`order`).
+saved in the middle of an epoch too, and every random number is a function of seed, epoch and step.
 """
 
 from __future__ import annotations
@@ -9,34 +9,38 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from hepx import files, metrics, signals
-from hepx.errors import ResultError
+from hepx.errors import ConfigError, ResultError
 from hepx.graph import GraphBatch
-from hepx.models import Model, predict
+from hepx.models import Model, Output, Trace, predict
 from hepx.models.layers import MixtureOfExperts
 from hepx.progress import Advance, progress
+from hepx.train.events import Batch, Events, Feed, InMemory, at_most, parts
 from hepx.train.losses import (
     BALANCE_LOSSES,
     balance_loss,
+    class_scale,
     hide_objects,
+    loss_weights,
     training_weights,
     update_selection_bias,
     z_loss,
 )
-from hepx.train.order import BLOCK, shuffled_blocks, step_seed
+from hepx.train.ranks import ALONE, Ranks
 from hepx.train.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -55,6 +59,20 @@ class Epoch:
     lr: float
 
 
+def step_seed(seed: int, step: int, *more: int) -> int:
+    """A seed for the random numbers of one step; `more` tells apart several of them."""
+    return int(np.random.SeedSequence([seed, step, *more]).generate_state(1, np.uint64)[0])
+
+
+def compiled(model: Model) -> Callable[..., Output]:
+    """The model with its operations fused; ConfigError where there is nothing to compile with."""
+    if next(model.parameters()).device.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        raise ConfigError(
+            "train.compile needs a C++ compiler (g++ or clang++) for the CPU; install one or set it to false."
+        )
+    return torch.compile(model)
+
+
 def _learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
     """Linear warm-up, then half a cosine to zero or steps."""
     total = settings.epochs * steps_per_epoch
@@ -69,65 +87,75 @@ def _learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> 
 class _Fit:
     """The state of one training: model, optimiser, history, and the position in the epoch with its sums so far."""
 
-    def __init__(
-        self, model: Model, train: GraphBatch, validation: GraphBatch, settings: TrainSettings, seed: int
-    ) -> None:
-        self.model, self.settings, self.seed = model, settings, seed
-        device = next(model.parameters()).device
-        self.train, self.validation = train.to(device), validation
-        self.weight = training_weights(train, settings.weights).float().to(device)
+    def __init__(self, model: Model, feed: Feed, validation: GraphBatch) -> None:
+        self.model, self.feed, self.validation = model, feed, validation
+        settings = self.settings = feed.settings
+        self.seed, self.ranks = feed.seed, feed.ranks
         self.validation_weight = training_weights(validation, settings.weights)
+        self.parameters = list(model.parameters())
         optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
         # fused: one kernel for all parameters, whose cost per step is what makes small batches dear
-        self.optimizer = optimizer(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+        self.optimizer = optimizer(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
         self.kept = copy.deepcopy(model) if settings.ema else model  # what is evaluated and saved
-        self.generator = torch.Generator()
+        self.forward = compiled(model) if settings.compile else model
+        self.generator = torch.Generator(feed.device)
         self.history: list[Epoch] = []
-        self.step, self.sums = 0, torch.zeros(3, dtype=torch.float64, device=device)  # of this epoch
-        self.has_experts = any(isinstance(module, MixtureOfExperts) for module in model.modules())
-        self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+        self.step, self.sums = 0, torch.zeros(3, dtype=torch.float64, device=feed.device)  # of this epoch
+        self.moes = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+        self.steps_per_epoch = math.ceil(feed.num_events / settings.batch_size)
 
     @property
     def total_steps(self) -> int:
         """Steps done since the training began."""
         return len(self.history) * self.steps_per_epoch + self.step
 
-    def indices(self) -> Iterator[Int[Tensor, "B"]]:
-        """The events of each step from here to the end of the epoch."""
-        starts = np.arange(0, len(self.train), BLOCK)
-        counts = np.minimum(BLOCK, len(self.train) - starts)
-        order = []
-        for blocks, shuffle in shuffled_blocks(counts, self.seed, len(self.history)):
-            rows = (starts[blocks, None] + np.arange(BLOCK)).flatten()
-            order.append(rows[rows < len(self.train)][shuffle])
-        whole = torch.from_numpy(np.concatenate(order)).to(self.train.x.device)
-        yield from whole.split(self.settings.batch_size)[self.step :]
-
-    def advance(self, index: Int[Tensor, "B"]) -> None:
+    def advance(self, batch: Batch) -> None:
         """One optimiser step; adds task, balance and z-loss to the sums."""
-        settings, batch = self.settings, self.train[index]
+        settings = self.settings
         self.model.train()
-        torch.manual_seed(step_seed(self.seed, self.total_steps))  # of dropout
-        self.generator.manual_seed(step_seed(self.seed, self.total_steps, 1))
+        torch.manual_seed(step_seed(self.seed, self.total_steps, self.ranks.rank))  # of dropout
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.total_steps, self.steps_per_epoch, settings)
-        mask = hide_objects(batch.mask, settings.node_dropout, self.generator) if settings.node_dropout else batch.mask
-        logits, trace = self.model(batch.x, mask, batch.node_type, noise=self._noise(batch))
-        loss = (functional.cross_entropy(logits, batch.y, reduction="none") * self.weight[index]).mean()
-        parts = [loss, loss.new_zeros(()), loss.new_zeros(())]
-        if self.has_experts:
-            parts[1:] = [BALANCE_LOSSES.get(settings.balance, balance_loss)(trace, mask), z_loss(trace, mask)]
+        mask, noise = self._draw(batch)
+        parts, trace = self._losses(batch, mask, noise)
         weight = settings.balance_weight if settings.balance in BALANCE_LOSSES else 0.0
         total = parts[0] + weight * parts[1] + settings.z_weight * parts[2]
         self.optimizer.zero_grad()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
+        self.ranks.sum_gradients(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, settings.grad_clip)
         self.optimizer.step()
-        if self.has_experts and settings.balance == "loss_free":
-            update_selection_bias(self.model, trace, mask, settings.balance_rate)
+        if self.moes and settings.balance == "loss_free":
+            update_selection_bias(self.model, trace, mask, settings.balance_rate, self.ranks.total)
         self._average()
         self.sums += torch.stack(parts).detach()
         self.step += 1
+
+    def _losses(self, batch: Batch, mask: Tensor, noise: Tensor | None) -> tuple[list[Tensor], Trace]:
+        """Task, balance and z-loss of the whole batch; their gradients are of this process's events."""
+        events, total = batch.events, self.ranks.total
+        with torch.autocast(self.feed.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            logits, trace = self.forward(events.x, mask, events.node_type, noise=noise)
+        each = functional.cross_entropy(logits.float(), events.y, reduction="none") * events.weight
+        task = total(each.sum() / batch.size)
+        if not self.moes:
+            return [task, task.new_zeros(()), task.new_zeros(())], trace
+        balance = BALANCE_LOSSES.get(self.settings.balance, balance_loss)
+        return [task, balance(trace, mask, total), z_loss(trace, mask, total)], trace
+
+    def _draw(self, batch: Batch) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
+        """Which objects the model sees and the noise of its routers, drawn for the whole batch: however many processes
+        share it, the numbers are the same."""
+        settings, mask, noise = self.settings, batch.events.mask, None
+        self.generator.manual_seed(step_seed(self.seed, self.total_steps))
+        device, num_nodes = mask.device, mask.shape[1]
+        if settings.node_dropout:
+            uniform = torch.rand(batch.size, 2 + num_nodes, generator=self.generator, device=device)
+            mask = hide_objects(mask, settings.node_dropout, uniform[batch.rows])
+        if self.moes and settings.router_noise:
+            shape = (batch.size, len(self.moes), num_nodes, self.moes[0].num_experts)
+            noise = torch.randn(shape, generator=self.generator, device=device)[batch.rows] * settings.router_noise
+        return mask, noise
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -139,13 +167,6 @@ class _Fit:
         for name, value in kept.items():
             if value.is_floating_point():
                 value.lerp_(new[name], 1 - decay)
-
-    def _noise(self, batch: GraphBatch) -> Tensor | None:
-        if not self.has_experts or self.settings.router_noise == 0:
-            return None
-        moes = [module for module in self.model.modules() if isinstance(module, MixtureOfExperts)]
-        shape = (len(batch), len(moes), batch.x.shape[1], moes[0].num_experts)
-        return torch.randn(shape, generator=self.generator).to(batch.x.device) * self.settings.router_noise
 
     def finish_epoch(self) -> bool:
         """Validate, add a line to the history; whether the weights are the best so far."""
@@ -163,8 +184,11 @@ class _Fit:
         return self.history[-1].validation_auc > best
 
     def validate(self) -> tuple[float, float]:
-        """Weighted loss and AUC (class 1 against the rest) of the validation events."""
-        score = predict(self.kept, self.validation)
+        """Weighted loss and AUC (class 1 against the rest) of the validation events, of which every process scores its
+        share."""
+        score, mine = torch.zeros(len(self.validation)), self.ranks.share(len(self.validation))
+        score[mine] = predict(self.kept, self.validation[mine])
+        score = self.ranks.total(score)
         y = (self.validation.y == 1).double()
         weight = self.validation_weight
         loss = float((functional.binary_cross_entropy_with_logits(score.double(), y, reduction="none") * weight).mean())
@@ -192,27 +216,46 @@ class _Fit:
 
 
 def fit(
-    model: Model, train: GraphBatch, validation: GraphBatch, settings: TrainSettings, seed: int, folder: Path
+    model: Model,
+    train: GraphBatch | Events,
+    validation: GraphBatch | Events,
+    settings: TrainSettings,
+    seed: int,
+    folder: Path,
+    ranks: Ranks = ALONE,
 ) -> list[Epoch]:
     """Train `model` in place and leave it with its best weights; returns the history.
 
     Writes `best.safetensors` (highest validation AUC) and `last.pt` (the state) into `folder`; if `last.pt` is there
-    already, the training goes on from it and ends as if it had never stopped. A signal that `signals.raised` listens to
-    ends it after the step at hand, with the state saved.
+    already, the training goes on from it and ends as if it had never stopped, also with another number of processes
+    (up to rounding and dropout then). A signal that `signals.raised` listens to ends it after the step at hand, with
+    the state saved. With several `ranks` every process calls this and the first one writes.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(".*"):
-        path.unlink()  # half files of a killed process
+    train, validation = (InMemory(one) if isinstance(one, GraphBatch) else one for one in (train, validation))
     device = next(model.parameters()).device
+    scale = class_scale(parts(train), settings.weights)
+    feed = Feed(train, scale, settings, seed, device, ranks)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model.inputs.fit(train.to(device), training_weights(train, settings.weights).to(device))
-        state = _Fit(model, train, validation, settings, seed)
-        if (folder / "last.pt").exists():
-            state.restore(torch.load(folder / "last.pt", weights_only=True, map_location="cpu"))
-            log.info("training goes on after epoch %d, step %d", len(state.history), state.step)
+        model.inputs.fit_parts(
+            (one.to(device), loss_weights(one, scale, settings.weights).to(device)) for one in parts(train)
+        )
+        state = _Fit(model, feed, at_most(validation, settings.validation_events))
+        _start(state, folder)
         _epochs(state, folder)
     load_weights(model, folder)
     return state.history
+
+
+def _start(state: _Fit, folder: Path) -> None:
+    """Go on from the saved state if there is one; all processes begin alike."""
+    if state.ranks.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(".*"):
+            path.unlink()  # half files of a killed process
+    if state.ranks.from_first((folder / "last.pt").exists()):
+        state.restore(torch.load(folder / "last.pt", weights_only=True, map_location="cpu"))
+        log.info("training goes on after epoch %d, step %d", len(state.history), state.step)
+    state.ranks.copy_first([*state.model.state_dict().values(), *state.kept.state_dict().values()])
 
 
 def _epochs(state: _Fit, folder: Path) -> None:
@@ -227,33 +270,36 @@ def _epochs(state: _Fit, folder: Path) -> None:
 
 def _steps(state: _Fit, folder: Path, advance: Advance, stop: Callable[[], bool]) -> bool:
     """The rest of an epoch; False if it was stopped."""
-    settings = state.settings
-    saved, since = state.step, time.monotonic()
-    for index in state.indices():
-        state.advance(index)
+    settings, saved, since = state.settings, state.step, time.monotonic()
+    for batch in state.feed.batches(len(state.history), state.step):
+        state.advance(batch)
         advance(1, f"epoch {len(state.history) + 1}")
         late = settings.checkpoint_seconds is not None and time.monotonic() - since >= settings.checkpoint_seconds
-        if stop() or late or (settings.checkpoint_steps and state.step - saved >= settings.checkpoint_steps):
+        due = settings.checkpoint_steps is not None and state.step - saved >= settings.checkpoint_steps
+        stopped, save = state.ranks.any(stop(), late or due)
+        if stopped or save:
             _save(state, folder)
             saved, since = state.step, time.monotonic()
-        if stop():
+        if stopped:
             return False
     if state.finish_epoch():
-        _save_weights(state.kept, folder)
+        _save_weights(state, folder)
     log.debug("%s", state.history[-1])
     _save(state, folder)
-    return not stop()
+    return not state.ranks.any(stop())[0]
 
 
 def _save(state: _Fit, folder: Path) -> None:
-    with files.atomic(folder / "last.pt") as temporary:
-        torch.save(state.state(), temporary)
+    if state.ranks.is_first:
+        with files.atomic(folder / "last.pt") as temporary:
+            torch.save(state.state(), temporary)
 
 
-def _save_weights(model: Model, folder: Path) -> None:
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    with files.atomic(folder / "best.safetensors") as temporary:
-        save_file(weights, temporary)
+def _save_weights(state: _Fit, folder: Path) -> None:
+    if state.ranks.is_first:
+        weights = {name: tensor.contiguous() for name, tensor in state.kept.state_dict().items()}
+        with files.atomic(folder / "best.safetensors") as temporary:
+            save_file(weights, temporary)
 
 
 def _stopped(history: list[Epoch], patience: int) -> bool:

@@ -5,6 +5,7 @@ which moves a bias of the expert choice instead; and what enters the loss of the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -16,40 +17,64 @@ from hepx.graph import GraphBatch
 from hepx.models import Model, Trace
 from hepx.models.layers import MixtureOfExperts
 
+Weights = Literal["physics", "sign"]
+Total = Callable[[Tensor], Tensor]  # from a sum over this process's events to the sum over those of all processes
 
-def training_weights(graphs: GraphBatch, mode: Literal["physics", "sign"] = "physics") -> Float[Tensor, "B"]:
+
+def training_weights(graphs: GraphBatch, mode: Weights = "physics") -> Float[Tensor, "B"]:
     """Weights of the loss: every class has the same total and the mean is 1; signs are kept.
 
     Raises DataError if a class has no positive total.
     """
-    weight = graphs.weight if mode == "physics" else torch.sign(graphs.weight)
-    num_classes = graphs.layout.num_classes
-    totals = torch.zeros(num_classes, dtype=weight.dtype).index_add(0, graphs.y, weight)
+    return loss_weights(graphs, class_scale([graphs], mode), mode)
+
+
+def class_scale(parts: Iterable[GraphBatch], mode: Weights = "physics") -> Float[Tensor, "C"]:
+    """The factors of the classes in `training_weights`, for events that come part by part."""
+    totals, num_events = torch.zeros(0, dtype=torch.float64), 0
+    for graphs in parts:
+        if num_events == 0:
+            totals = torch.zeros(graphs.layout.num_classes, dtype=torch.float64)
+        totals.index_add_(0, graphs.y, _weight(graphs, mode))
+        num_events += len(graphs)
     if (totals <= 0).any():
         label = int(torch.argmin(totals))
         raise DataError(
             f"class {label} has a total training weight of {float(totals[label]):g}; expected a positive number. "
             "Add events of this class, or use train.weights=sign."
         )
-    return weight * len(graphs) / (num_classes * totals[graphs.y])
+    return num_events / (len(totals) * totals)
 
 
-def balance_loss(trace: Trace, mask: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
+def loss_weights(graphs: GraphBatch, scale: Float[Tensor, "C"], mode: Weights) -> Float[Tensor, "B"]:
+    """Weights of some events in the loss, from the factors of their classes."""
+    return _weight(graphs, mode) * scale[graphs.y]
+
+
+def _weight(graphs: GraphBatch, mode: Weights) -> Float[Tensor, "B"]:
+    return graphs.weight if mode == "physics" else torch.sign(graphs.weight)
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
+def balance_loss(trace: Trace, mask: Bool[Tensor, "B N"], total: Total = _alone) -> Float[Tensor, ""]:
     """Switch loss X·Σ_e f_e p_e, mean over layers: f_e share of the choices, p_e mean router probability; 1 is even."""
     node = mask[:, None, :, None].to(trace.gates.dtype)
-    chosen = (trace.gates > 0).to(trace.gates.dtype) * node
-    share = chosen.sum((0, 2)) / chosen.sum((0, 2, 3)).clamp(min=1)[:, None]
-    probability = (torch.softmax(trace.router_logits, -1) * node).sum((0, 2)) / node.sum().clamp(min=1)
+    chosen = total(((trace.gates > 0).to(trace.gates.dtype) * node).sum((0, 2)))
+    share = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
+    probability = total((torch.softmax(trace.router_logits, -1) * node).sum((0, 2))) / total(node.sum()).clamp(min=1)
     return trace.gates.shape[-1] * (share * probability).sum(-1).mean()
 
 
-def cv2_loss(trace: Trace, mask: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
+def cv2_loss(trace: Trace, mask: Bool[Tensor, "B N"], total: Total = _alone) -> Float[Tensor, ""]:
     """Squared coefficient of variation of the experts' loads, mean over layers; 0 is even, X is all on one expert.
 
     The load is the sum over nodes of the smooth load where the router has noise of its own, else of the gates.
     """
     used = trace.gates if trace.load is None else trace.load
-    load = (used * mask[:, None, :, None]).sum((0, 2))
+    load = total((used * mask[:, None, :, None]).sum((0, 2)))
     if load.shape[-1] == 1:
         return load.new_zeros(())
     return (load.var(-1) / (load.mean(-1) ** 2).clamp(min=1e-12)).mean()
@@ -58,27 +83,28 @@ def cv2_loss(trace: Trace, mask: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
 BALANCE_LOSSES = {"switch": balance_loss, "cv2": cv2_loss}
 
 
-def z_loss(trace: Trace, mask: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
+def z_loss(trace: Trace, mask: Bool[Tensor, "B N"], total: Total = _alone) -> Float[Tensor, ""]:
     """Mean squared log-sum-exp of the router logits: keeps them small and the gates smooth."""
-    node = mask[:, None, :].expand(trace.router_logits.shape[:-1])
-    return (torch.logsumexp(trace.router_logits, -1) ** 2 * node).sum() / node.sum().clamp(min=1)
+    node = mask[:, None, :].expand(trace.router_logits.shape[:-1]).to(trace.router_logits.dtype)
+    return total((torch.logsumexp(trace.router_logits, -1) ** 2 * node).sum()) / total(node.sum()).clamp(min=1)
 
 
 @torch.no_grad()
-def update_selection_bias(model: Model, trace: Trace, mask: Bool[Tensor, "B N"], rate: float) -> None:
+def update_selection_bias(
+    model: Model, trace: Trace, mask: Bool[Tensor, "B N"], rate: float, total: Total = _alone
+) -> None:
     """Loss-free balancing: raise the bias of experts used less than average, lower the others'."""
-    load = ((trace.gates > 0) & mask[:, None, :, None]).sum((0, 2)).float()
+    load = total(((trace.gates > 0) & mask[:, None, :, None]).sum((0, 2)).float())
     step = rate * torch.sign(load.mean(-1, keepdim=True) - load)
     for layer, moe in enumerate(module for module in model.modules() if isinstance(module, MixtureOfExperts)):
         moe.selection_bias += step[layer]
 
 
-def hide_objects(
-    mask: Bool[Tensor, "B N"], fraction: float, generator: torch.Generator | None = None
-) -> Bool[Tensor, "B N"]:
+def hide_objects(mask: Bool[Tensor, "B N"], fraction: float, uniform: Float[Tensor, "B N+2"]) -> Bool[Tensor, "B N"]:
     """The mask with a random subset of the objects hidden in about `fraction` of the events: each object of such an
-    event stays with one probability, drawn flat per event, so that every number of objects is equally likely."""
-    affected = torch.rand(mask.shape[0], 1, generator=generator) < fraction
-    keep = torch.rand(mask.shape[0], 1, generator=generator)
-    hidden = affected & (torch.rand(mask.shape, generator=generator) > keep)
-    return mask & ~hidden.to(mask.device)
+    event stays with one probability, drawn flat per event, so that every number of objects is equally likely.
+
+    `uniform` are independent numbers from [0, 1).
+    """
+    affected, keep = uniform[:, :1] < fraction, uniform[:, 1:2]
+    return mask & ~(affected & (uniform[:, 2:] > keep))

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from hepx.config import Settings
 
-NEUTRAL = frozenset({"checkpoint_seconds", "checkpoint_steps"})
+NEUTRAL = frozenset({"checkpoint_seconds", "checkpoint_steps", "keep", "memory_gb"})
 """Settings that decide nothing about the result: a training may go on with other ones."""
 
 
@@ -26,6 +26,15 @@ class TrainSettings(Settings):
 
     checkpoint_seconds, checkpoint_steps: the state is saved when so much time has passed or so many steps are done
     since the last time (null: never for this reason), and at the end of every epoch.
+
+    keep: where the training events are: `device` if they fill at most half of its free memory, else `host` (page-locked
+    copies run ahead), else `disk` (streamed; memory does not grow with the number of events). Their order, and so the
+    result, does not depend on it. memory_gb: how much host memory they may take (null: half of what is free).
+    validation_events: about so many events, in blocks drawn at random, are looked at after each epoch.
+
+    precision: `bfloat16` computes the large matrix products of the training in 16 bit (autocast); inputs, router,
+    softmax, loss and everything after the training stay in 32. compile: fuse the model's operations with torch.compile
+    (takes a minute first; needs a C++ compiler; a restart then goes on to rounding, not bit for bit).
     """
 
     epochs: int = Field(default=30, ge=1)
@@ -49,6 +58,11 @@ class TrainSettings(Settings):
     node_dropout: float = Field(default=0.0, ge=0, le=1)
     checkpoint_seconds: float | None = Field(default=60.0, ge=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    keep: Literal["auto", "device", "host", "disk"] = "auto"
+    memory_gb: float | None = Field(default=None, gt=0)
+    validation_events: int = Field(default=500_000, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide about the result, as plain values."""
