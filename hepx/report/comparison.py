@@ -121,12 +121,12 @@ def value_and_error(cell: dict[str, float | None], seeds: int) -> str:
     return plus_minus(cell["value"], math.hypot(cell["seed_spread"] / math.sqrt(seeds), cell["test_error"]))
 
 
-def difference(cell: dict[str, float | None]) -> str:
-    """Difference to the reference with its error and significance."""
+def difference(cell: dict[str, float | None], significance: bool = True) -> str:
+    """Difference to the reference with its error and, if wanted, in units of its error."""
     if cell["difference"] is None:
         return "–"
     text = plus_minus(cell["difference"], cell["difference_error"], signed=True)
-    return f"{text} ({sigmas(_sigmas(cell))})"
+    return f"{text} ({sigmas(_sigmas(cell))})" if significance else text
 
 
 def _sigmas(cell: dict[str, float | None]) -> float | None:
@@ -176,7 +176,7 @@ def _difference_cell(compared: Compared, variant: str, measure: str, group: str 
     if variant == compared.reference:
         return "reference"
     cell = compared.cell(variant, measure, group)
-    text = escape(difference(cell))
+    text = escape(difference(cell, significance=group == "all"))
     return Markup("<b>{}</b>").format(text) if (_sigmas(cell) or 0) >= SIGNIFICANT else text
 
 
@@ -190,7 +190,7 @@ def _grid(compared: Compared, measures: Sequence[str], cell: Any, caption: str) 
 def _group_grid(compared: Compared, measure: str, groups: Sequence[str]) -> Grid:
     rows = []
     for variant in compared.variants:
-        cells = [_value_cell, *[_difference_cell]][variant != compared.reference]
+        cells = _value_cell if variant == compared.reference else _difference_cell
         rows.append((_name(variant), *(cells(compared, variant, measure, group) for group in groups)))
     caption = Markup("{}: the reference, and the differences to it.").format(LABELS[measure])
     return Grid(("Classifier", *map(group_html, groups)), tuple(rows), caption)
@@ -251,4 +251,5 @@ def _forest(axes: Axes, compared: Compared, measure: str) -> None:
     axes.tick_params(axis="y", which="both", length=0)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.ticklabel_format(axis="x", style="plain", useOffset=False)
     axes.margins(x=0.08)
