@@ -36,7 +36,8 @@ CONSOLE = "console.txt"  # what a process of a member says, kept if it fails
 
 class SweepSettings(Settings):
     """A base config, seeds, and variants: name -> overrides of the base, as on the command line. Differences are taken
-    to the variant `reference`, seed by seed and event by event.
+    to the variant `reference`, seed by seed and event by event. A variant may name a `base` of its own, another config
+    beside this one: its graph, model and training count, the data and the evaluation stay those of the sweep's base.
 
     The reference trees of the evaluation are the same for all variants that see the same data: they are fitted in the
     runs of the variant `reference` alone, once per seed. (A seed changes little in them: it draws the events whose
@@ -77,10 +78,13 @@ class Sweep:
         ]
 
     def _member(self, variant: str, seed: int) -> Member:
-        """`base` is a path relative to the sweep's own file."""
-        values, name = load(self.base), f"{variant}-{seed}"
+        """Paths of bases are relative to the sweep's own file."""
+        values, name, changes = load(self.base), f"{variant}-{seed}", dict(self.settings.variants[variant])
+        if "base" in changes:
+            kept: dict[str, Any] = {key: values[key] for key in ("data", "evaluate") if key in values}
+            values = {**load(self.base.parent / changes.pop("base")), **kept}
         trees = {} if variant == self.settings.reference else {"evaluate.trees": False}
-        apply_overrides(values, {**trees, **self.settings.variants[variant], "seed": seed, "name": name})
+        apply_overrides(values, {**trees, **changes, "seed": seed, "name": name})
         settings = parse(RunSettings, values, f"variant '{variant}' of sweep '{self.settings.name}'")
         return Member(variant, seed, Run(self.folder / name, settings))
 

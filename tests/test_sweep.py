@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hepx import files, sweep
 from hepx.attribution import Shard
 from hepx.comparison import Entry, compare
 from hepx.errors import ConfigError, ResultError
-from hepx.graph import GraphBatch
+from hepx.graph import NODE_TYPES, GraphBatch, Layout, make_layout
 from hepx.models import build_model
 from hepx.report import comparison
 from hepx.results import Measured
@@ -89,6 +90,14 @@ def write_config(folder: Path, variants: str, name: str = "s") -> Path:
     return path
 
 
+def aliased(graphs: GraphBatch, layout: Layout) -> GraphBatch:
+    """The table of arXiv:2501.03432: the b-jets once as jets and once as b-jets."""
+    source = [0, 1, 2, 0, 1, 3, 4]
+    types = torch.tensor([NODE_TYPES.index(name) for name in layout.types]).expand(len(graphs), -1)
+    fields = {name: getattr(graphs, name)[:, source] for name in ("x", "mask", "object_index", "truth_parent")}
+    return replace(graphs, **fields, node_type=types, layout=layout)
+
+
 @pytest.mark.parametrize("name", ["models", "ablation"])
 def test_shipped_sweeps_change_what_they_say_and_every_variant_runs(
     name: str, toys: GraphBatch, tmp_path: Path
@@ -98,9 +107,12 @@ def test_shipped_sweeps_change_what_they_say_and_every_variant_runs(
     members = {member.variant: member.run.settings for member in wanted.members if member.seed == 1}
     recipes = [(one.model.model_dump(), one.train.model_dump()) for one in members.values()]
     assert all(first != second for first, second in combinations(recipes, 2))
+    assert len({str(one.data) for one in members.values()}) == 1
     for settings in members.values():
-        model = build_model(settings.model, toys.layout, 1)
-        logits, trace = model(toys.x[:8], toys.mask[:8], toys.node_type[:8])
+        layout = make_layout(settings.graph, ["toy"], [0, 1])
+        graphs = toys[:8] if layout.slots == toys.layout.slots else aliased(toys[:8], layout)
+        model = build_model(settings.model, layout, 1)
+        logits, trace = model(graphs.x, graphs.mask, graphs.node_type)
         logits.sum().backward()
         assert torch.isfinite(logits).all()
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
@@ -146,6 +158,15 @@ def test_other_test_events_or_measures_cannot_be_compared(swept: Sweep, tmp_path
             other.table()
     with pytest.raises(ConfigError, match="the reference 'd' is not one of the variants"):
         Sweep(write_config(tmp_path, text + change), ["reference=d"], tmp_path)
+
+
+def test_a_variant_with_a_base_of_its_own_keeps_the_data(tmp_path: Path) -> None:
+    config = write_config(tmp_path, f"  a: {SMALL}\n  b: {{base: {ROOT}/configs/paper_code.yaml, train.epochs: 3}}\n")
+    first, second = (member.run.settings for member in Sweep(config, [], tmp_path).members[:2])
+    assert second.model.name == "paper_mgt"
+    assert second.train.epochs == 3
+    assert second.data.split == first.data.split
+    assert second.graph != first.graph
 
 
 def test_trees_are_fitted_for_the_reference_alone(tmp_path: Path) -> None:
