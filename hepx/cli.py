@@ -18,7 +18,7 @@ from hepx.errors import ConfigError, HepxError, PreemptedError, StoppedError, cl
 
 if TYPE_CHECKING:
     from hepx.run import Run
-    from hepx.store import Execution
+    from hepx.workers import Execution
 
 log = logging.getLogger("hepx")
 
@@ -144,7 +144,7 @@ def convert(
     ] = False,
 ) -> None:
     """Turn ROOT files into graphs on disk."""
-    from hepx.store import Execution
+    from hepx.workers import Execution
 
     done = _run(target, overrides, runs, "convert", Execution(workers, dask, skip_bad_files))
     typer.echo(f"data set: {done.folder / 'dataset'}")

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import hepx
 from hepx import attention, evaluate, experts, files, report, store, train
 from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
 from hepx.config import Settings, load, parse, write_yaml
-from hepx.errors import ConfigError, DataError, HepxError, ResultError
+from hepx.errors import ConfigError, DataError, HepxError, ResultError, closest
 from hepx.evaluate import SIGNAL, EvaluateSettings
 from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
@@ -32,8 +32,10 @@ from hepx.models import MODELS, Model, build_model, flaws
 from hepx.remote import Location, Url, identity
 from hepx.results import AttentionMap, ExpertReport, Explanation, Provenance, is_result_of
 from hepx.schemas import load_schema
-from hepx.store import Execution, GraphStore
+from hepx.store import GraphStore
 from hepx.train import Epoch, OnDisk, Ranks, TrainSettings
+from hepx.variations import Scored, compare_variations
+from hepx.workers import Execution
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,13 @@ class RunSettings(Settings):
         if not value or value in (".", "..") or any(sign in value for sign in "\\\0"):
             raise ValueError("expected the name of a folder")
         return value
+
+    @model_validator(mode="after")
+    def _variations_exist(self) -> Self:
+        for name in (method.variation for method in self.explain if method.variation):
+            if name not in self.data.variations:
+                raise ValueError(f"explain: unknown variation '{name}'; {closest(name, self.data.variations)}")
+        return self
 
     def dump(self) -> dict[str, Any]:
         """The resolved config as plain values."""
@@ -228,6 +237,11 @@ class Run:
         found = evaluate.evaluate(model, splits, settings.evaluate, settings.seed)
         header = {"model": settings.model.name, "seed": settings.seed, "split": "test"}
         result = {**header, "luminosity": settings.data.luminosity, **found.metrics, "flaws": flaws(model, test)}
+        if data.variations:
+            nominal = Scored(test, found.scores["score"].to_numpy())
+            varied = ((name, data.load("test", name)) for name in data.variations)
+            efficiencies = settings.evaluate.signal_efficiencies
+            result["variations"] = compare_variations(model, nominal, varied, efficiencies, settings.seed)
         evaluate.write_scores(self.folder / "scores.parquet", found.scores)
         found.measured.save(self.folder / "replicas.npz")
         files.write_json(self.folder / "metrics.json", result)
@@ -243,11 +257,14 @@ class Run:
         self._describe(model, untrained, test, part)
         refused = []
         for number, method in enumerate(self.settings.explain):
-            provenance = self._provenance(method.name, method.model_dump(mode="json"))
+            provenance = self._provenance(method.name, method.model_dump(mode="json"), method.variation)
             if is_result_of(self._result(method), provenance):
-                log.info("%s: done already", method.name)
+                log.info("%s: done already", method.result)
                 continue
             chosen, dropout = subsample(test, method.events, seed), self.settings.train.node_dropout > 0
+            if method.variation:  # the same events, as far as they still pass the selection
+                varied = data.load("test", method.variation)
+                chosen = varied[torch.isin(varied.event_id, chosen.event_id)]
             subject = Subject(model, untrained, chosen, baseline, SIGNAL, seed, dropout)
             try:
                 if method.per_event:
@@ -265,17 +282,17 @@ class Run:
             raise refused[0]
 
     def _result(self, method: Method) -> Path:
-        return self.folder / "explain" / f"{method.name}.npz"
+        return self.folder / "explain" / f"{method.result}.npz"
 
     def _blocks(self, method: Method) -> Path:
-        return self.folder / "explain" / "shards" / method.name
+        return self.folder / "explain" / "shards" / method.result
 
     def _link(self) -> None:
         """Links to observables of the explanation of the objects. Blocks that are joined by now, and results of methods
         no longer wanted, are deleted."""
         folder = self.folder / "explain"
         folder.mkdir(exist_ok=True)
-        wanted = {f"{method.name}.npz" for method in self.settings.explain}
+        wanted = {f"{method.result}.npz" for method in self.settings.explain}
         self._remove(*(f"explain/{path.name}" for path in folder.iterdir() if path.name not in wanted))
         if (folder / "shapley.npz").exists():
             explanation = Explanation.load(folder / "shapley.npz")
@@ -312,10 +329,14 @@ class Run:
     def key(self, stage: str) -> str:
         """Digest of everything that a stage and those before it depend on."""
         settings = self.settings
+        data = settings.data.model_dump(mode="json")
+        variations = data.pop("variations")  # a new one does not change what was trained, nor explained without it
+        used = {method.variation for method in settings.explain}
+        of_stage = {"train": {}, "explain": {name: one for name, one in variations.items() if name in used}}
         parts: dict[str, Any] = {
             "convert": [
                 store.FORMAT,
-                settings.data.model_dump(mode="json"),
+                data,
                 load_schema(settings.data.schema_name).model_dump(mode="json"),
                 settings.graph.model_dump(mode="json"),
                 self._inputs(),
@@ -326,7 +347,8 @@ class Run:
             "report": hepx.__version__,
         }
         stages = list(STAGES)
-        return files.digest([parts[name] for name in stages[: stages.index(stage) + 1]])
+        found = of_stage.get(stage, variations)
+        return files.digest([parts[name] for name in stages[: stages.index(stage) + 1]] + ([found] if found else []))
 
     def _inputs(self) -> list[list[Any]]:
         """Size and time of the input files: a changed file is converted again. A run folder that was moved away from
@@ -353,13 +375,15 @@ class Run:
         return files.read_json(notes) if notes.exists() else {}
 
     def _once(self, stage: str, key: str, work: Callable[[], None]) -> None:
+        """Do a stage if it is not done; what later stages had made of another config is deleted first."""
         if self.is_done(stage):
             log.info("%s: done already", stage)
             return
         log.info("%s …", stage)
         start = time.monotonic()
         stages = list(STAGES)
-        later = stages[stages.index(stage) + 1 :]
+        noted = self._done()
+        later = [one for one in stages[stages.index(stage) + 1 :] if noted.get(one, {}).get("key") != self.key(one)]
         done = {name: note for name, note in self._done().items() if name != stage and name not in later}
         files.write_json(self.folder / "stages.json", done)
         self._remove(*(name for one in later for name in STAGES[one]))
@@ -383,13 +407,13 @@ class Run:
             shutil.rmtree(owner.parent)
         files.write_text(owner, key)
 
-    def _provenance(self, method: str, settings: dict[str, Any]) -> Provenance:
+    def _provenance(self, method: str, settings: dict[str, Any], variation: str = "") -> Provenance:
         return Provenance(
             method=method,
             settings=settings,
             config=files.digest(self.settings.dump()),
             checkpoint=files.sha256(self.folder / "checkpoints" / "best.safetensors")[:16],
-            data=self.store().manifest["recipe"],
+            data=self.store().part(variation)["recipe"],
             seed=self.settings.seed,
             version=hepx.__version__,
             commit=_commit(),

@@ -8,15 +8,10 @@ changes a byte of the result. Memory does not grow with the number of events.
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
-import multiprocessing
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,57 +23,41 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from hepx import events, files
-from hepx.errors import ConfigError, DataError
+from hepx.errors import ConfigError, DataError, closest
 from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings
 from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
 from hepx.order import BLOCK, shuffled_blocks
 from hepx.progress import progress, track
 from hepx.random import scramble, unit
-from hepx.remote import locate
+from hepx.remote import Location, locate
 from hepx.schemas import load_schema
+from hepx.workers import THIS_PROCESS, Execution, outcomes
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 FORMAT = 2
-ATTEMPTS = 3  # a task that kills its worker three times will do so again
 IDS_AT_ONCE = 20_000_000  # event ids compared in one pass (160 MB)
-KILLED = (
-    "convert: workers were killed again and again without finishing a task, perhaps for lack of memory. "
-    "The same command, with fewer --workers, goes on where it stopped."
-)
-JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
 
 Int64 = npt.NDArray[np.int64]
 Part = dict[str, Any]  # what a finished task notes beside its shard
 
 
 @dataclass(frozen=True)
-class Execution:
-    """Who does the work of `convert`, and what becomes of a file that cannot be read.
-
-    workers: processes on this machine, or jobs of the batch system; dask: address of a Dask scheduler, or slurm or
-    htcondor to start workers there; skip_bad_files: leave such files out and list them in the manifest.
-    """
-
-    workers: int = 1
-    dask: str | None = None
-    skip_bad_files: bool = False
-
-
-@dataclass(frozen=True)
 class InputFile:
-    """A file of a sample as it was found: what it holds, or the problem for which it is left out."""
+    """A file of a sample as it was found: what it holds, or the problem for which it is left out; and what it holds
+    for each variation that concerns the sample."""
 
     sample: str
     path: str
     source: Source | None
     problem: str = ""
+    varied: Mapping[str, Source] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A range of events of one file, and the name and the recipe of the shard it becomes."""
+    """A range of events of one file, under a variation or nominal, and the name and the recipe of its shard."""
 
     sample: str
     path: str
@@ -86,6 +65,7 @@ class Task:
     stop: int
     shard: str
     recipe: str
+    variation: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,7 +97,7 @@ def convert(
     data: DataSettings,
     graph: GraphSettings,
     folder: Path,
-    execution: Execution = Execution(),
+    execution: Execution = THIS_PROCESS,
     split: FoldSettings | None = None,
 ) -> GraphStore:
     """ROOT files -> shards in `folder`. Finished shards are kept; `dataset.json` is written last.
@@ -137,22 +117,46 @@ def convert(
     inputs = [replace(one, problem=problems.get((one.sample, one.path), one.problem)) for one in inputs]
     _say_skipped(inputs)
     tasks = [task for task in tasks if (task.sample, task.path) not in problems]
-    cutflow = _cutflow(job, tasks, parts)
-    _refuse_repeated(folder, tasks, parts)
+    part = split or data.split
     manifest = {
         "format": FORMAT,
-        "recipe": files.digest([[task.recipe for task in tasks], (split or data.split).model_dump()]),
+        "recipe": _recipe(_of_variation(job, tasks, ""), part),
         "layout": layout.to_dict(),
         "luminosity": data.luminosity,
-        "split": (split or data.split).model_dump(),
+        "split": part.model_dump(),
         "sources": [asdict(one.source) for one in inputs if one.source and not one.problem],
         "skipped": [{"sample": one.sample, "path": one.path, "why": one.problem} for one in inputs if one.problem],
-        "shards": [{"name": task.shard, "events": parts[task.shard]["events"]} for task in tasks],
-        "cutflow": cutflow,
+        **_describe(job, _of_variation(job, tasks, ""), parts, ""),
     }
+    if data.variations:
+        manifest["variations"] = {}
+    for name in data.variations:
+        mine = _of_variation(job, tasks, name)
+        manifest["variations"][name] = {"recipe": _recipe(mine, part), **_describe(job, mine, parts, name)}
     files.write_json(folder / "dataset.json", manifest)
     _remove_strays(folder, tasks)
     return GraphStore(folder)
+
+
+def _of_variation(job: Job, tasks: Sequence[Task], variation: str) -> list[Task]:
+    """The tasks whose shards make up the data set under a variation: nominal ones for samples it does not concern."""
+    varied = {task.sample for task in tasks if task.variation == variation}
+    wanted = {name: variation if name in varied else "" for name in job.data.samples}
+    return [task for name, which in wanted.items() for task in tasks if (task.sample, task.variation) == (name, which)]
+
+
+def _recipe(tasks: Sequence[Task], split: SplitSettings | FoldSettings) -> str:
+    return files.digest([[task.recipe for task in tasks], split.model_dump()])
+
+
+def _describe(job: Job, tasks: Sequence[Task], parts: dict[str, Part], variation: str) -> dict[str, Any]:
+    """Shards and cut-flow; DataError if a sample has no event left, or an event occurs twice."""
+    cutflow = _cutflow(job, tasks, parts, variation)
+    _refuse_repeated(job.folder, tasks, parts)
+    return {
+        "shards": [{"name": task.shard, "events": parts[task.shard]["events"]} for task in tasks],
+        "cutflow": cutflow,
+    }
 
 
 def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
@@ -161,7 +165,8 @@ def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
     inputs = []
     for name, path in track(wanted, "open files", len(wanted)):
         try:
-            inputs.append(InputFile(name, str(path), events.inspect_file(path, job.schema)))
+            source = events.inspect_file(path, job.schema)
+            inputs.append(InputFile(name, str(path), source, varied=_inspect_varied(job, name, path)))
         except DataError as error:
             if not skip_bad_files:
                 raise
@@ -169,21 +174,45 @@ def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
     return inputs
 
 
+def _inspect_varied(job: Job, sample: str, path: Location) -> dict[str, Source]:
+    """What a file holds for each variation that concerns its sample; the error names the variation."""
+    found = {}
+    for name, variation in job.data.variations.items():
+        if variation.samples is None or sample in variation.samples:
+            try:
+                found[name] = events.inspect_file(path, job.schema, variation)
+            except (ConfigError, DataError) as error:
+                raise type(error)(f"variation '{name}': {error}") from error
+    return found
+
+
 def _plan(job: Job, inputs: Sequence[InputFile]) -> list[Task]:
     """Cut the files into tasks. A recipe holds all that decides about the bytes of a shard, and nothing else: a new
-    file or another split leaves the finished shards as they are."""
-    shared = job.data.model_dump(exclude={"samples", "split"})
+    file, another split or another variation leaves the finished shards as they are."""
+    shared = job.data.model_dump(exclude={"samples", "split", "variations"})
     shared |= {"graph": job.graph.model_dump(), "schema": job.schema.model_dump(), "layout": job.layout.to_dict()}
     tasks = []
-    for number, one in enumerate(inputs):
-        if one.source is None:
-            continue
-        sample = job.data.samples[one.sample].model_dump(exclude={"files"})
-        for start in range(0, one.source.num_events, events.EVENTS_PER_STEP):
-            stop = min(start + events.EVENTS_PER_STEP, one.source.num_events)
-            recipe = files.digest([FORMAT, shared, one.sample, sample, asdict(one.source), start, stop])
-            shard = f"{one.sample}-{number:05d}-{start // events.EVENTS_PER_STEP:05d}"
-            tasks.append(Task(one.sample, one.path, start, stop, shard, recipe))
+    for variation in ("", *job.data.variations):
+        for number, one in enumerate(inputs):
+            source = one.varied.get(variation) if variation else one.source
+            if source is not None:
+                tasks += _plan_file(job, one, source, number, shared, variation)
+    return tasks
+
+
+def _plan_file(
+    job: Job, one: InputFile, source: Source, number: int, shared: dict[str, Any], variation: str
+) -> list[Task]:
+    sample = job.data.samples[one.sample].model_dump(exclude={"files"})
+    settings = job.data.varied(variation)
+    how = [] if settings is None else [settings.model_dump(exclude={"samples"})]
+    name = f"{one.sample}@{variation}" if variation else one.sample
+    tasks = []
+    for start in range(0, source.num_events, events.EVENTS_PER_STEP):
+        stop = min(start + events.EVENTS_PER_STEP, source.num_events)
+        recipe = files.digest([FORMAT, shared, one.sample, sample, asdict(source), start, stop, *how])
+        shard = f"{name}-{number:05d}-{start // events.EVENTS_PER_STEP:05d}"
+        tasks.append(Task(one.sample, one.path, start, stop, shard, recipe, variation))
     return tasks
 
 
@@ -203,7 +232,7 @@ def _carry_out(
     left = [task for task in tasks if not _is_finished(job.folder, task)]
     problems: dict[tuple[str, str], str] = {}
     with progress("convert", sum(task.stop - task.start for task in left), " events") as advance:
-        for task, problem in _outcomes(partial(_attempt, job), left, execution):
+        for task, problem in outcomes(partial(_attempt, job), left, execution):
             if problem is not None and not execution.skip_bad_files:
                 raise DataError(problem)
             if problem is not None:
@@ -230,9 +259,8 @@ def _convert_task(job: Job, task: Task) -> None:
     note, shard = _paths(job.folder, task)
     note.unlink(missing_ok=True)  # a note never stands beside a shard it does not describe
     batches, flows = [], []
-    for batch in events.read_events(
-        locate(task.path, job.root), job.schema, job.data, task.sample, task.start, task.stop
-    ):
+    path, variation = locate(task.path, job.root), job.data.varied(task.variation)
+    for batch in events.read_events(path, job.schema, job.data, task.sample, task.start, task.stop, variation):
         kept, flow = events.select(batch, job.data.select)
         batches.append(build_graphs(kept, job.graph, job.layout))
         flows.append([asdict(cut) for cut in flow])
@@ -241,84 +269,6 @@ def _convert_task(job: Job, task: Task) -> None:
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}))
     part = {"sample": task.sample, "events": len(graphs), "cutflow": _sum_cutflow(flows), "recipe": task.recipe}
     files.write_json(note, part)
-
-
-Work = Callable[[Task], str | None]
-Outcomes = Iterator[tuple[Task, str | None]]
-
-
-def _outcomes(work: Work, tasks: Sequence[Task], execution: Execution) -> Outcomes:
-    """Every task with what `work` returned for it, in the order in which they end."""
-    if not tasks:
-        return iter(())
-    if execution.dask is not None:
-        return _on_dask(work, tasks, execution.dask, execution.workers)
-    if execution.workers > 1:
-        return _in_processes(work, tasks, execution.workers)
-    return ((task, work(task)) for task in tasks)
-
-
-def _in_processes(work: Work, tasks: Sequence[Task], workers: int) -> Outcomes:
-    """Fresh interpreters on this machine. If one is killed, the tasks it leaves are given to new ones."""
-    left, failures = list(tasks), 0
-    while left:
-        done = set()
-        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"))
-        try:
-            futures = {pool.submit(work, task): task for task in left}
-            for future in as_completed(futures):
-                outcome = future.result()
-                done.add(futures[future])
-                yield futures[future], outcome
-        except BrokenProcessPool as error:
-            failures = 0 if done else failures + 1
-            if failures == ATTEMPTS:
-                raise DataError(KILLED) from error
-            log.warning("convert: a worker process was killed; its tasks are started again")
-        finally:
-            pool.shutdown(cancel_futures=True)
-        left = [task for task in left if task not in done]
-
-
-def _on_dask(work: Work, tasks: Sequence[Task], where: str, workers: int) -> Outcomes:
-    """The workers of a Dask cluster, which must see the same files; Dask repeats the tasks of a worker that dies."""
-    distributed = _import_dask("distributed")
-    with ExitStack() as stack:
-        address: Any = where
-        if where in JOBQUEUES:
-            address = stack.enter_context(_batch_cluster(where))
-            address.scale(jobs=workers)
-        try:
-            client = stack.enter_context(distributed.Client(address))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"--dask {where}: no Dask scheduler answers there ({error}). "
-                f"Give its address, for example tcp://host:8786, or one of: {', '.join(JOBQUEUES)}."
-            ) from error
-        futures = dict(zip(client.map(work, tasks, pure=False), tasks, strict=True))
-        try:
-            for future, outcome in distributed.as_completed(futures, with_results=True):
-                yield futures[future], outcome
-        except distributed.KilledWorker as error:
-            raise DataError(KILLED) from error
-
-
-def _batch_cluster(system: str) -> Any:
-    """Workers as jobs of the batch system. Queue, memory and the like come from dask-jobqueue's own configuration
-    (~/.config/dask/jobqueue.yaml); without one a job has a core and 4 GB."""
-    dask, jobqueue = _import_dask("dask"), _import_dask("dask_jobqueue")
-    given = dask.config.get(f"jobqueue.{system}")
-    needed = {"cores": 1, "memory": "4GB"} | ({"disk": "4GB"} if system == "htcondor" else {})
-    missing = {name: value for name, value in needed.items() if given.get(name) is None}
-    return getattr(jobqueue, JOBQUEUES[system])(**missing)
-
-
-def _import_dask(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        how = "in the hepx folder, pip install -e '.[dask]'"
-        raise ConfigError(f"--dask needs the extra 'dask' ({error}): {how}") from error
 
 
 def _say_skipped(inputs: Sequence[InputFile]) -> None:
@@ -332,14 +282,17 @@ def _say_skipped(inputs: Sequence[InputFile]) -> None:
             raise DataError(f"sample '{name}': every file was skipped ({len(problems)}); the first: {problems[0]}")
 
 
-def _cutflow(job: Job, tasks: Sequence[Task], parts: dict[str, Part]) -> dict[str, list[dict[str, Any]]]:
+def _cutflow(
+    job: Job, tasks: Sequence[Task], parts: dict[str, Part], variation: str
+) -> dict[str, list[dict[str, Any]]]:
     """Cut-flow of each sample; DataError if one has no event left."""
+    under = f" under variation '{variation}'" if variation else ""
     flows = {}
     for name in job.data.samples:
         flow = flows[name] = _sum_cutflow([parts[task.shard]["cutflow"] for task in tasks if task.sample == name])
         if flow[-1]["events"] == 0:
             steps = ", ".join(f"{cut['name']}: {cut['events']}" for cut in flow)
-            raise DataError(f"sample '{name}': the selection leaves no event ({steps}). Loosen data.select.")
+            raise DataError(f"sample '{name}'{under}: the selection leaves no event ({steps}). Loosen data.select.")
     return flows
 
 
@@ -412,9 +365,21 @@ class GraphStore:
         noted = self.manifest["split"]
         self.split = split or (FoldSettings if "folds" in noted else SplitSettings).model_validate(noted)
 
-    def load(self, split: str | None = None) -> GraphBatch:
-        """All events, or those of one split (train, validation, test), as one GraphBatch."""
-        graphs = concatenate([self._of_split(self._shard(name), split) for name, _ in self._shards()])
+    @property
+    def variations(self) -> tuple[str, ...]:
+        """Names of the systematic variations that were converted beside the nominal events."""
+        return tuple(self.manifest.get("variations", {}))
+
+    def part(self, variation: str = "") -> dict[str, Any]:
+        """Recipe, shards and cut-flow of the nominal events or of a variation; ConfigError if there is none such."""
+        if variation and variation not in self.variations:
+            raise ConfigError(f"unknown variation '{variation}'; {closest(variation, self.variations)}")
+        found: dict[str, Any] = self.manifest["variations"][variation] if variation else self.manifest
+        return found
+
+    def load(self, split: str | None = None, variation: str = "") -> GraphBatch:
+        """All events, or those of one split (train, validation, test), as one GraphBatch: nominal or varied."""
+        graphs = concatenate([self._of_split(self._shard(name), split) for name, _ in self._shards(variation)])
         if len(graphs) == 0:
             raise DataError(f"the {split} split of '{self.folder}' is empty; change data.split.")
         return graphs
@@ -462,9 +427,9 @@ class GraphStore:
             first -= -num_events // BLOCK
         return concatenate(parts)
 
-    def _shards(self) -> list[tuple[str, int]]:
+    def _shards(self, variation: str = "") -> list[tuple[str, int]]:
         """Name and number of events of the shards that have any."""
-        return [(shard["name"], shard["events"]) for shard in self.manifest["shards"] if shard["events"]]
+        return [(shard["name"], shard["events"]) for shard in self.part(variation)["shards"] if shard["events"]]
 
     def _of_split(self, graphs: GraphBatch, split: str | None) -> GraphBatch:
         if split is None:

@@ -25,7 +25,8 @@ from hepx.graph import GraphSettings
 from hepx.remote import TransferError, Url, identity, locate, probe, request, sentences
 from hepx.run import Run
 from hepx.schemas import load_schema
-from hepx.store import Execution, convert
+from hepx.store import convert
+from hepx.workers import Execution
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"

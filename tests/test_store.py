@@ -18,14 +18,15 @@ import pytest
 import torch
 import uproot
 
-from hepx import events, store
+from hepx import events, store, workers
 from hepx.config import parse
 from hepx.errors import ConfigError, DataError
 from hepx.events import DataSettings, SplitSettings
 from hepx.graph import GraphSettings, concatenate, from_pyg, to_pyg
 from hepx.schemas import load_schema
-from hepx.store import Execution, FoldSettings, GraphStore, convert, split_index
+from hepx.store import FoldSettings, GraphStore, convert, split_index
 from hepx.train import refuse_training_events, write_training_events
+from hepx.workers import Execution
 
 STEP = 1000
 NUM_SIGNAL, NUM_BACKGROUND = 6000, 4200
@@ -151,10 +152,10 @@ def test_killed_workers_lose_nothing_and_change_no_byte(
 
 
 def test_workers_that_always_die_end_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "ATTEMPTS", 1)
+    monkeypatch.setattr(workers, "ATTEMPTS", 1)
     tasks = [store.Task("a", "a.root", 0, 1, "a-00000-00000", "")]
     with pytest.raises(DataError, match=r"workers were killed again and again .* with fewer --workers, goes on"):
-        list(store._in_processes(_die, tasks, 2))
+        list(workers._in_processes(_die, tasks, 2))
 
 
 def _die(task: store.Task) -> str | None:

@@ -42,7 +42,8 @@ class Subject:
 
 
 class Method(Settings, ABC):
-    """Base of all methods. `events`: how many test events are explained, chosen at random.
+    """Base of all methods. `events`: how many test events are explained, chosen at random; `variation`: these events
+    under a systematic variation of the config, into a result of its own (shapley@jes_up.npz).
 
     per_event: the result is an EventResult and says of each event what does not depend on the other events (on a CPU
     bit by bit; with 16 experts or more, which then sort the nodes of the batch, up to rounding); it can be worked out
@@ -52,6 +53,7 @@ class Method(Settings, ABC):
 
     per_event: ClassVar[bool] = True
     events: int = Field(default=1000, ge=1)
+    variation: str = ""
 
     @abstractmethod
     def explain(self, subject: Subject, provenance: Provenance) -> Result:
@@ -63,8 +65,13 @@ class Method(Settings, ABC):
 
     @property
     def name(self) -> str:
-        """Name of the method, and of its result file without the suffix."""
+        """Name of the method, and what tells it from others of the same method."""
         return str(self.model_dump()["method"])
+
+    @property
+    def result(self) -> str:
+        """Name of the result file without the suffix: the name, and under which variation."""
+        return f"{self.name}@{self.variation}" if self.variation else self.name
 
 
 def event_table(graphs: GraphBatch) -> EventTable:

@@ -5,6 +5,7 @@ schema     Schema, which declares one layout: which branch holds what, in which 
 tables     the only place that opens files: ROOT TTrees and RNTuples, pandas' HDF5 tables
 columns    branches of a schema -> arrays, alternatives and optional ones resolved, types and values checked
 objects    arrays -> jets, leptons, missing momentum
+variations what a systematic variation does to objects and missing momentum
 weights    event weights and event identities
 reading    files -> EventBatch, selection, cut-flow
 inspection what is in a file, which schema fits, and a starter schema for a file that none fits
@@ -23,7 +24,7 @@ from hepx.events.reading import (
     select,
 )
 from hepx.events.schema import MissingMomentum, Normalization, ObjectSchema, Schema, Tagger
-from hepx.events.settings import DataSettings, FoldSettings, SampleSettings, SplitSettings
+from hepx.events.settings import DataSettings, FoldSettings, SampleSettings, SplitSettings, VariationSettings
 from hepx.events.weights import EVENT_NUMBERS, FACTORS
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Source",
     "SplitSettings",
     "Tagger",
+    "VariationSettings",
     "describe",
     "extra_observables",
     "find_files",

@@ -23,7 +23,7 @@ class Resolved:
     """Which branches of a table hold what a schema asks for; DataError if one that is needed is missing."""
 
     def __init__(self, table: Table, schema: Schema) -> None:
-        self.table = table
+        self.table, self.schema = table, schema
         self._separator = schema.rntuple_separator if table.kind == "RNTuple" else "."
         self._known = set(table.columns)
         self._found: dict[str, Branch] = {}

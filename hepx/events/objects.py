@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,37 +35,58 @@ SAME = 1e-4  # relative in pt, absolute in eta and phi: far above float32 roundi
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Found:
+    """Jets and leptons as the file has them, checked, in GeV and rad, before any selection; one entry per part of the
+    schema."""
+
+    jets: tuple[Collection, ...]
+    leptons: tuple[Collection, ...]
+
+
 def read_objects(columns: Columns, schema: Schema, tagger: Tagger | None, data: DataSettings) -> dict[str, Collection]:
     """jet, bjet, lepton, and met with one object per event; jets carry `tagged`, met its `significance`."""
-    scale = 1e-3 if schema.energy_unit == "MeV" else 1.0
-    leptons = _collection(columns, schema, "lepton", data.select_leptons, scale)
-    jets = _collection(columns, schema, "jet", data.select_jets, scale, tagger, leptons)
-    tagged = jets["btag"] >= (schema.btag_cut if data.btag_cut is None else data.btag_cut)
-    met = _met(columns, schema, scale, jets, leptons)
-    return {"jet": jets.with_fields(tagged=tagged), "bjet": jets.where(tagged), "lepton": leptons, "met": met}
+    objects = choose(find(columns, schema, tagger), schema, data)
+    return objects | {"met": missing_momentum(columns, schema, objects)}
 
 
-def _collection(
-    columns: Columns,
-    schema: Schema,
-    name: str,
-    select: str | None,
-    scale: float,
-    tagger: Tagger | None = None,
-    leptons: Collection | None = None,
-) -> Collection:
-    """All parts of a collection, each checked and selected, joined and sorted by falling pt."""
+def find(columns: Columns, schema: Schema, tagger: Tagger | None) -> Found:
+    """The jets and leptons of a file; DataError for values that cannot be."""
+    leptons = _find(columns, schema, "lepton", None)
+    return Found(_find(columns, schema, "jet", tagger), leptons)
+
+
+def _find(columns: Columns, schema: Schema, name: str, tagger: Tagger | None) -> tuple[Collection, ...]:
     parts: Sequence[ObjectSchema] = getattr(schema, name)
-    read = [_read_part(columns, part, scale, tagger) for part in parts]
+    read = [_read_part(columns, part, _scale(schema), tagger) for part in parts]
     if name == "jet":
         _check_unit(read, schema, columns.where)
     for one in read:
         require(one["pt"] > MAX_PT, one["pt"], f"pt of {name}s of {columns.where}", "are above 100 TeV", CHECK_UNIT)
-    if name in schema.repeated:
-        read = _without_repeated(read)
-    return join(
-        [_select(one, select or part.select, leptons) for one, part in zip(read, parts, strict=True)]
-    ).by_falling_pt()
+    return tuple(_without_repeated(read) if name in schema.repeated else read)
+
+
+def _scale(schema: Schema) -> float:
+    return 1e-3 if schema.energy_unit == "MeV" else 1.0
+
+
+def choose(found: Found, schema: Schema, data: DataSettings) -> dict[str, Collection]:
+    """jet, bjet and lepton: those that the selection keeps, by falling pt."""
+
+    def chosen(name: str, parts: Sequence[Collection], select: str | None, leptons: Collection | None) -> Collection:
+        cuts = [select or part.select for part in getattr(schema, name)]
+        kept = [part.where(passes(part, cut, leptons)) if cut else part for part, cut in zip(parts, cuts, strict=True)]
+        return join(kept).by_falling_pt()
+
+    leptons = chosen("lepton", found.leptons, data.select_leptons, None)
+    jets = chosen("jet", found.jets, data.select_jets, leptons)
+    tagged = jets["btag"] >= btag_cut(schema, data)
+    return {"jet": jets.with_fields(tagged=tagged), "bjet": jets.where(tagged), "lepton": leptons}
+
+
+def btag_cut(schema: Schema, data: DataSettings) -> float:
+    """From this value of btag on a jet is a b-jet."""
+    return schema.btag_cut if data.btag_cut is None else data.btag_cut
 
 
 def _read_part(columns: Columns, part: ObjectSchema, scale: float, tagger: Tagger | None) -> Collection:
@@ -157,16 +179,15 @@ def _mass(energy: Array, pt: Array, eta: Array) -> Array:
     return np.sqrt(np.maximum(squared, 0.0, out=squared), out=squared)
 
 
-def _select(objects: Collection, select: str | None, leptons: Collection | None) -> Collection:
-    if not select:
-        return objects
+def passes(objects: Collection, select: str, leptons: Collection | None) -> Array:
+    """Mask of the objects that a selection keeps; with the selected leptons it may use the distance to them."""
     values = dict(objects.fields)
     used = expression.names(select) if leptons is not None else set()
     if leptons is not None and "delta_r_lepton" in used:
         values["delta_r_lepton"] = _distance(objects, leptons)
     if leptons is not None and "delta_r_electron" in used and "flavour" in leptons:
         values["delta_r_electron"] = _distance(objects, leptons.where(leptons["flavour"] == 11))
-    return objects.where(expression.evaluate(select, values))
+    return np.broadcast_to(expression.evaluate(select, values), len(objects["pt"]))
 
 
 def _distance(objects: Collection, leptons: Collection) -> Array:
@@ -195,24 +216,29 @@ def _without_repeated(parts: Sequence[Collection]) -> list[Collection]:
     return [part.where(~again[part.event, before[i][part.event] + part.rank]) for i, part in enumerate(parts)]
 
 
-def _met(columns: Columns, schema: Schema, scale: float, jets: Collection, leptons: Collection) -> Collection:
-    """Missing momentum, one per event, with its significance, from the file or computed."""
-    if schema.met.pt is not None:
-        pt, phi = _met_of_file(columns, schema, scale)
-    else:
-        pt, phi = _met_of_objects(columns, schema, scale, jets, leptons)
-    if schema.met.significance is not None and schema.met.significance in columns:
-        significance = columns.per_event(schema.met.significance).astype(np.float64)
-        require_finite(significance, f"branch {schema.met.significance} of {columns.where}")
-    else:
-        significance = kinematics.met_significance(pt, phi, jets, leptons)
+def missing_momentum(columns: Columns, schema: Schema, objects: Mapping[str, Collection]) -> Collection:
+    """Missing momentum, one per event, with its significance, from the file or computed from the selected objects."""
+    pt, phi = met_of_file(columns, schema) if schema.met.pt else met_of_objects(columns, schema, objects)
+    found = significance_of_file(columns, schema)
+    if found is None:
+        found = kinematics.met_significance(pt, phi, objects["jet"], objects["lepton"])
     zero = np.zeros(columns.num_events)
-    fields = {"pt": pt, "eta": zero, "phi": phi, "mass": zero, "significance": significance}
+    fields = {"pt": pt, "eta": zero, "phi": phi, "mass": zero, "significance": found}
     return Collection(fields, np.arange(columns.num_events + 1))
 
 
-def _met_of_file(columns: Columns, schema: Schema, scale: float) -> tuple[Float64, Float64]:
-    pt = columns.per_event(str(schema.met.pt)).astype(np.float64) * scale
+def significance_of_file(columns: Columns, schema: Schema) -> Float64 | None:
+    """The significance of the missing momentum [B], or None where the file does not have it."""
+    if schema.met.significance is None or schema.met.significance not in columns:
+        return None
+    significance = columns.per_event(schema.met.significance).astype(np.float64)
+    require_finite(significance, f"branch {schema.met.significance} of {columns.where}")
+    return significance
+
+
+def met_of_file(columns: Columns, schema: Schema) -> tuple[Float64, Float64]:
+    """pt and phi of the missing momentum, as the file has them."""
+    pt = columns.per_event(str(schema.met.pt)).astype(np.float64) * _scale(schema)
     phi = columns.per_event(str(schema.met.phi)).astype(np.float64)
     what = f"branch {schema.met.pt} of {columns.where}"
     require_finite(pt, what)
@@ -229,14 +255,13 @@ def _met_of_file(columns: Columns, schema: Schema, scale: float) -> tuple[Float6
     return pt, kinematics.wrap(phi)
 
 
-def _met_of_objects(
-    columns: Columns, schema: Schema, scale: float, jets: Collection, leptons: Collection
-) -> tuple[Float64, Float64]:
+def met_of_objects(columns: Columns, schema: Schema, objects: Mapping[str, Collection]) -> tuple[Float64, Float64]:
     """The soft term minus the vector sum of the selected jets and leptons."""
     total = []
     for branch, part in ((schema.met.soft_px, np.cos), (schema.met.soft_py, np.sin)):
-        soft = columns.per_event(str(branch)).astype(np.float64) * scale
+        soft = columns.per_event(str(branch)).astype(np.float64) * _scale(schema)
         require_finite(soft, f"branch {branch} of {columns.where}")
-        total.append(soft - sum(objects.total(objects["pt"] * part(objects["phi"])) for objects in (jets, leptons)))
+        hard = (one.total(one["pt"] * part(one["phi"])) for one in (objects["jet"], objects["lepton"]))
+        total.append(soft - sum(hard))
     px, py = total
     return np.hypot(px, py), np.arctan2(py, px)

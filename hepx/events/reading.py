@@ -15,11 +15,12 @@ import numpy.typing as npt
 from hepx import expression, kinematics
 from hepx.collection import Collection
 from hepx.errors import DataError
-from hepx.events.columns import Columns, Float64, Resolved
+from hepx.events.columns import Float64, Resolved
 from hepx.events.objects import read_objects
 from hepx.events.schema import Schema
-from hepx.events.settings import DataSettings, SampleSettings
+from hepx.events.settings import DataSettings, SampleSettings, VariationSettings
 from hepx.events.tables import open_table
+from hepx.events.variations import Origin, vary
 from hepx.events.weights import apply_policy, event_ids, event_weights
 from hepx.remote import Location, Url, locate, size
 
@@ -116,14 +117,26 @@ def find_files(sample: str, settings: SampleSettings) -> list[Location]:
     return paths
 
 
-def inspect_file(path: Location, schema: Schema) -> Source:
+def inspect_file(path: Location, schema: Schema, variation: VariationSettings | None = None) -> Source:
     """Open a file, check it against the schema, and say what it is; DataError if it cannot be used."""
-    resolved = Resolved(open_table(path, schema.trees, schema.name), schema)
+    resolved, _ = _open(path, schema, variation)
     table = resolved.table
     if table.num_entries == 0:
         raise DataError(f"tree '{table.name}' of {path} holds no events. Remove the file from the config.")
     tagger = resolved.tagger.name if resolved.tagger else ""
-    return Source(str(path), table.name, table.num_entries, table.uuid, size(path), tagger, computed(resolved, schema))
+    found = computed(resolved, resolved.schema)
+    return Source(str(path), table.name, table.num_entries, table.uuid, size(path), tagger, found)
+
+
+def _open(path: Location, schema: Schema, variation: VariationSettings | None) -> tuple[Resolved, Resolved]:
+    """What the schema asks for in a file, and the same with the branches that a variation names instead."""
+    if variation is not None:
+        schema = schema.varied(variation.tree, {})
+    table = open_table(path, schema.trees, schema.name)
+    base = Resolved(table, schema)
+    if variation is None or not variation.branches:
+        return base, base
+    return base, Resolved(table, schema.varied(None, variation.branches))
 
 
 def computed(resolved: Resolved, schema: Schema) -> tuple[str, ...]:
@@ -133,24 +146,41 @@ def computed(resolved: Resolved, schema: Schema) -> tuple[str, ...]:
 
 
 def read_events(
-    path: Location, schema: Schema, data: DataSettings, sample: str, start: int = 0, stop: int | None = None
+    path: Location,
+    schema: Schema,
+    data: DataSettings,
+    sample: str,
+    start: int = 0,
+    stop: int | None = None,
+    variation: VariationSettings | None = None,
 ) -> Iterator[EventBatch]:
     """Read the events [start, stop) of one file in steps; objects selected, events not yet.
 
     Raises DataError for a file that cannot be read, a missing branch, a value that cannot be.
     """
-    resolved = Resolved(open_table(path, schema.trees, schema.name), schema)
+    resolved, moved = _open(path, schema, variation)
     num_entries = resolved.table.num_entries
     stop = num_entries if stop is None else min(stop, num_entries)
     for first in range(start, stop, EVENTS_PER_STEP):
         last = min(first + EVENTS_PER_STEP, stop)
-        for columns in resolved.columns(first, last).pieces(EVENTS_PER_BATCH):
-            yield _to_batch(columns, resolved, schema, data, sample)
+        pieces = list(resolved.columns(first, last).pieces(EVENTS_PER_BATCH))
+        others = pieces if moved is resolved else list(moved.columns(first, last).pieces(EVENTS_PER_BATCH))
+        for piece, other in zip(pieces, others, strict=True):
+            base = Origin(piece, resolved.schema, resolved.tagger)
+            origin = base if moved is resolved else Origin(other, moved.schema, moved.tagger)
+            yield _to_batch(base, origin, data, sample, variation)
 
 
-def _to_batch(columns: Columns, resolved: Resolved, schema: Schema, data: DataSettings, sample: str) -> EventBatch:
-    settings = data.samples[sample]
-    collections = read_objects(columns, schema, resolved.tagger, data)
+def _to_batch(
+    base: Origin, origin: Origin, data: DataSettings, sample: str, variation: VariationSettings | None
+) -> EventBatch:
+    """Objects, weights, identities and observables of the events of `origin`, varied against `base` if asked to."""
+    columns, schema, settings = origin.columns, origin.schema, data.samples[sample]
+    event_id = event_ids(columns, schema, settings)
+    if variation is None:
+        collections = read_objects(columns, schema, origin.tagger, data)
+    else:
+        collections = vary(base, origin, data, variation, event_id)
     weight = event_weights(columns, schema, settings, data.luminosity)
     weight, kept = apply_policy(weight, data.negative_weights, f"sample '{sample}', {columns.where}")
     observables = kinematics.observables(collections)
@@ -159,7 +189,7 @@ def _to_batch(columns: Columns, resolved: Resolved, schema: Schema, data: DataSe
         observables[name] = columns.per_event(branch).astype(np.float64) if known else np.full(len(weight), np.nan)
     for name, text in data.regions.items():
         observables[name] = _passes(text, observables, len(weight)).astype(np.float64)
-    batch = EventBatch(collections, sample, settings.label, weight, event_ids(columns, schema, settings), observables)
+    batch = EventBatch(collections, sample, settings.label, weight, event_id, observables)
     return batch if kept.all() else batch[kept]
 
 

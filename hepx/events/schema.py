@@ -12,15 +12,17 @@ How a branch is written, everywhere in a schema:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from hepx.config import Settings
+from hepx.errors import ConfigError, closest
 
+T = TypeVar("T", bound=Any)
 _BRANCH = re.compile(r"(?P<name>[^\[\]|?]+)(?:\[(?:(?P<position>\d+)|(?P<key>[^\[\]=]+)=(?P<text>[^\[\]]+))\])?")
 
 
@@ -188,3 +190,48 @@ class Schema(Settings):
         objects = [branch for part in (*self.jet, *self.lepton) for branch in part.branches.values()]
         met = self.met.branches().values()
         return list(dict.fromkeys([*ids, *objects, *met, *self.weights, *norm, *self.columns.values()]))
+
+    def varied(self, tree: str | None, branches: Mapping[str, str]) -> Schema:
+        """The same layout read from another tree, and with other branches: name in the file -> name to read instead.
+
+        A branch that is named must be there: it is no longer optional, and has no alternative. ConfigError for a branch
+        that the schema does not read.
+        """
+        taggers = [branch for tagger in self.taggers for branch in tagger.branches.values()]
+        choices = [parse_branch(text) for text in (*self.branches(), *taggers)]
+        known = {name for choice in choices for one in choice.branches for name in one.names}
+        for name in branches:
+            if name not in known:
+                raise ConfigError(f"schema '{self.name}' reads no branch '{name}'; {closest(name, sorted(known))}")
+
+        def new(texts: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                key: _replace_branch(text, branches) if isinstance(text, str) else text for key, text in texts.items()
+            }
+
+        def parts(which: Iterable[T]) -> tuple[T, ...]:
+            return tuple(one.model_copy(update={"branches": new(one.branches)}) for one in which)
+
+        numbers = new({name: getattr(self, name) for name in ("run_number", "event_number", "channel_number")})
+        changed = {
+            **numbers,
+            "trees": (tree,) if tree else self.trees,
+            "jet": parts(self.jet),
+            "lepton": parts(self.lepton),
+            "taggers": parts(self.taggers),
+            "met": self.met.model_copy(update=new(self.met.model_dump())),
+            "weights": tuple(_replace_branch(text, branches) for text in self.weights),
+            "normalization": self.normalization.model_copy(update=new(self.normalization.model_dump())),
+            "columns": new(self.columns),
+        }
+        return self.model_copy(update=changed)
+
+
+def _replace_branch(text: str, branches: Mapping[str, str]) -> str:
+    """What a schema says about a quantity, with the names of the branches replaced; its other names are left out.
+
+    >>> _replace_branch("a|b[0]?", {"b": "b_up"}), _replace_branch("a?", {"b": "c"})
+    ('b_up[0]', 'a?')
+    """
+    parts = [part.strip().partition("[") for part in text.removesuffix("?").split("|")]
+    return "|".join(branches[name] + bracket + rest for name, bracket, rest in parts if name in branches) or text

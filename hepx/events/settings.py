@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from hepx import expression, kinematics
 from hepx.config import Settings
+from hepx.errors import closest
+from hepx.events.schema import parse_branch
 
 
 class SampleSettings(Settings):
@@ -28,6 +31,52 @@ class SampleSettings(Settings):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+
+MOVABLE = ("jet.pt", "jet.mass", "lepton.pt", "met.pt")
+"""What a variation may scale or smear. pt moves the whole momentum: the mass follows."""
+
+
+class VariationSettings(Settings):
+    """A systematic variation: the same events, measured a little differently.
+
+    scale: what -> factor; smear: what -> relative width of a Gaussian; what is one of `MOVABLE`, and the value a number
+    or an expression on the fields of the object in GeV, for example "1 + 0.02 * tagged" or "0.01 + 0.3 / pt".
+    branches: branch of the schema -> branch to read instead, weights too; tree: another tree of the same files.
+    samples: which samples it concerns (all); the others stay nominal. seed: another one smears differently.
+    """
+
+    scale: dict[str, float | str] = Field(default={})
+    smear: dict[str, float | str] = Field(default={})
+    branches: dict[str, str] = Field(default={})
+    tree: str | None = None
+    samples: tuple[str, ...] | None = Field(default=None, min_length=1)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("scale", "smear")
+    @classmethod
+    def _moves_what_can_move(cls, value: dict[str, float | str]) -> dict[str, float | str]:
+        for what, size in value.items():
+            if what not in MOVABLE:
+                raise ValueError(f"a variation cannot move '{what}'; {closest(what, MOVABLE)}")
+            if isinstance(size, str):
+                expression.names(size)
+            elif not 0 <= size < float("inf"):
+                raise ValueError(f"'{what}' needs a number that is not negative, or an expression, not {size}")
+        return value
+
+    @field_validator("branches")
+    @classmethod
+    def _names_branches(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value.values():
+            parse_branch(name)
+        return value
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> VariationSettings:
+        if not (self.scale or self.smear or self.branches or self.tree):
+            raise ValueError("a variation needs scale, smear, branches or tree")
+        return self
 
 
 class SplitSettings(Settings):
@@ -66,6 +115,7 @@ class DataSettings(Settings):
 
     regions: name -> expression; each becomes an observable of that name, 1 inside and 0 outside.
     negative_weights: `signed` keeps them, `abs` takes |w|, `drop` removes these events; the log says what it changes.
+    variations: name -> systematic variation, converted beside the nominal events.
     """
 
     schema_name: str = Field(alias="schema", default="atlas_open_2025")
@@ -77,6 +127,7 @@ class DataSettings(Settings):
     select_leptons: str | None = None
     btag_cut: float | None = None
     negative_weights: Literal["signed", "abs", "drop"] = "signed"
+    variations: dict[str, VariationSettings] = Field(default={})
     split: Annotated[
         Annotated[SplitSettings, Tag("fractions")] | Annotated[FoldSettings, Tag("folds")],
         Discriminator(_kind_of_split),
@@ -93,6 +144,22 @@ class DataSettings(Settings):
                 )
             expression.names(text)
         return value
+
+    @model_validator(mode="after")
+    def _variations_are_of_samples(self) -> DataSettings:
+        for name, variation in self.variations.items():
+            if not re.fullmatch(r"\w[\w.+-]*", name) or name == "nominal":
+                raise ValueError(
+                    f"'{name}' is not a possible name of a variation: use letters, digits and _ . + -, and not nominal"
+                )
+            for sample in variation.samples or ():
+                if sample not in self.samples:
+                    raise ValueError(f"variation '{name}': unknown sample '{sample}'; {closest(sample, self.samples)}")
+        return self
+
+    def varied(self, variation: str) -> VariationSettings | None:
+        """The variation of this name, or None for the nominal events (an empty name)."""
+        return self.variations[variation] if variation else None
 
     @model_validator(mode="after")
     def _labels_are_classes(self) -> DataSettings:

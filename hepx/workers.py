@@ -1,0 +1,116 @@
+"""Who does the work: this process, others on this machine, or a Dask cluster. What is done does not depend on it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hepx.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+ATTEMPTS = 3  # a task that kills its worker three times will do so again
+KILLED = (
+    "convert: workers were killed again and again without finishing a task, perhaps for lack of memory. "
+    "The same command, with fewer --workers, goes on where it stopped."
+)
+JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Who does the work of `convert`, and what becomes of a file that cannot be read.
+
+    workers: processes on this machine, or jobs of the batch system; dask: address of a Dask scheduler, or slurm or
+    htcondor to start workers there; skip_bad_files: leave such files out and list them in the manifest.
+    """
+
+    workers: int = 1
+    dask: str | None = None
+    skip_bad_files: bool = False
+
+
+THIS_PROCESS = Execution()
+
+
+def outcomes(work: Callable[[T], R], tasks: Sequence[T], execution: Execution) -> Iterator[tuple[T, R]]:
+    """Every task with what `work` returned for it, in the order in which they end."""
+    if not tasks:
+        return iter(())
+    if execution.dask is not None:
+        return _on_dask(work, tasks, execution.dask, execution.workers)
+    if execution.workers > 1:
+        return _in_processes(work, tasks, execution.workers)
+    return ((task, work(task)) for task in tasks)
+
+
+def _in_processes(work: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[tuple[T, R]]:
+    """Fresh interpreters on this machine. If one is killed, the tasks it leaves are given to new ones."""
+    left, failures = list(tasks), 0
+    while left:
+        done = set()
+        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"))
+        try:
+            futures = {pool.submit(work, task): task for task in left}
+            for future in as_completed(futures):
+                outcome = future.result()
+                done.add(futures[future])
+                yield futures[future], outcome
+        except BrokenProcessPool as error:
+            failures = 0 if done else failures + 1
+            if failures == ATTEMPTS:
+                raise DataError(KILLED) from error
+            log.warning("convert: a worker process was killed; its tasks are started again")
+        finally:
+            pool.shutdown(cancel_futures=True)
+        left = [task for task in left if task not in done]
+
+
+def _on_dask(work: Callable[[T], R], tasks: Sequence[T], where: str, workers: int) -> Iterator[tuple[T, R]]:
+    """The workers of a Dask cluster, which must see the same files; Dask repeats the tasks of a worker that dies."""
+    distributed = _import_dask("distributed")
+    with ExitStack() as stack:
+        address: Any = where
+        if where in JOBQUEUES:
+            address = stack.enter_context(_batch_cluster(where))
+            address.scale(jobs=workers)
+        try:
+            client = stack.enter_context(distributed.Client(address))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"--dask {where}: no Dask scheduler answers there ({error}). "
+                f"Give its address, for example tcp://host:8786, or one of: {', '.join(JOBQUEUES)}."
+            ) from error
+        futures = dict(zip(client.map(work, tasks, pure=False), tasks, strict=True))
+        try:
+            for future, outcome in distributed.as_completed(futures, with_results=True):
+                yield futures[future], outcome
+        except distributed.KilledWorker as error:
+            raise DataError(KILLED) from error
+
+
+def _batch_cluster(system: str) -> Any:
+    """Workers as jobs of the batch system. Queue, memory and the like come from dask-jobqueue's own configuration
+    (~/.config/dask/jobqueue.yaml); without one a job has a core and 4 GB."""
+    dask, jobqueue = _import_dask("dask"), _import_dask("dask_jobqueue")
+    given = dask.config.get(f"jobqueue.{system}")
+    needed = {"cores": 1, "memory": "4GB"} | ({"disk": "4GB"} if system == "htcondor" else {})
+    missing = {name: value for name, value in needed.items() if given.get(name) is None}
+    return getattr(jobqueue, JOBQUEUES[system])(**missing)
+
+
+def _import_dask(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        how = "in the hepx folder, pip install -e '.[dask]'"
+        raise ConfigError(f"--dask needs the extra 'dask' ({error}): {how}") from error
