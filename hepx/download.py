@@ -268,7 +268,7 @@ def _complete(plan: Plan, advance: Advance) -> None:
 
 def _transfer(plan: Plan, start: int, advance: Advance) -> None:
     """One connection: the bytes from `start` on, appended; or all of them if the server cannot go on."""
-    headers = {"Range": f"bytes={start}-"} if start else {}
+    headers = {"Range": f"bytes={start}-{plan.size - 1}"} if start else {}  # XRootD 5 has no answer to an open end
     if start and plan.version.startswith('"'):
         headers["If-Range"] = plan.version
     with remote.request(plan.wanted.url, headers) as answer:

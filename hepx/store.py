@@ -29,7 +29,7 @@ from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concaten
 from hepx.order import BLOCK, shuffled_blocks
 from hepx.progress import progress, track
 from hepx.random import scramble, unit
-from hepx.remote import Location, locate
+from hepx.remote import Location, TransferError, locate
 from hepx.schemas import load_schema
 from hepx.workers import THIS_PROCESS, Execution, outcomes
 
@@ -167,6 +167,8 @@ def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
         try:
             source = events.inspect_file(path, job.schema)
             inputs.append(InputFile(name, str(path), source, varied=_inspect_varied(job, name, path)))
+        except TransferError:  # a network that fails says nothing about the file, so it is not left out
+            raise
         except DataError as error:
             if not skip_bad_files:
                 raise
@@ -247,6 +249,8 @@ def _attempt(job: Job, task: Task) -> str | None:
     gc.freeze()
     try:
         _convert_task(job, task)
+    except TransferError:
+        raise
     except DataError as error:
         return str(error)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from web import Site, serve
+from web import Site, serve, xrootd
 
 from hepx import download as downloads
 from hepx import files, remote
@@ -96,7 +97,7 @@ def test_a_stopped_download_goes_on(site: Site, tmp_path: Path) -> None:
     arrived = leave_part(site, tmp_path / "my", 100_000)
     assert arrived.read_bytes() == CONTENT[:100_000]
     get(site, tmp_path / "my")
-    assert site.ranges_asked("a.root") == ["bytes=0-7", "bytes=100000-"]
+    assert site.ranges_asked("a.root") == ["bytes=0-7", "bytes=100000-299999"]
     assert (tmp_path / "my/1/a.root").read_bytes() == CONTENT
     assert not arrived.exists()
 
@@ -113,7 +114,7 @@ def test_a_server_without_ranges_starts_over(site: Site, tmp_path: Path) -> None
     site.ranges = False
     get(site, tmp_path / "my")
     assert (tmp_path / "my/1/a.root").read_bytes() == CONTENT
-    assert "bytes=100000-" in site.ranges_asked("a.root")
+    assert "bytes=100000-299999" in site.ranges_asked("a.root")
 
 
 @pytest.mark.parametrize("etags", [True, False])
@@ -184,6 +185,19 @@ def test_the_server_may_tell_the_checksum(site: Site, tmp_path: Path) -> None:
     site.digests = True
     entry = get(site, tmp_path / "my")
     assert (entry.checksum, entry.verified) == (f"adler32:{zlib.adler32(CONTENT):08x}", "server")
+
+
+def test_a_real_xrootd_server_tells_the_checksum_and_goes_on(tmp_path: Path) -> None:
+    content = (DATA / "ttbar.root").read_bytes()
+    with xrootd(DATA) as (_, address):
+        wanted = [Download(Url(f"{address}/ttbar.root"), "1/a.root")]
+        (tmp_path / "1").mkdir()
+        note = {"url": wanted[0].url.text, "size": len(content), "version": ""}
+        files.write_json(tmp_path / "1/a.root.part.json", note)
+        (tmp_path / "1/a.root.part").write_bytes(content[:500_000])
+        entry = download(wanted, tmp_path)["1/a.root"]
+    assert (tmp_path / "1/a.root").read_bytes() == content
+    assert (entry.checksum, entry.verified) == (f"adler32:{zlib.adler32(content):08x}", "server")
 
 
 def test_a_damaged_beginning_is_noticed_by_the_checksum_and_fetched_again(
@@ -272,7 +286,7 @@ def test_a_killed_process_loses_nothing(site: Site, tmp_path: Path) -> None:
     site.delay = 0
     site.asked.clear()
     get(site, tmp_path / "my")
-    assert site.ranges_asked("a.root") == ["bytes=0-7", f"bytes={here}-"]
+    assert site.ranges_asked("a.root") == ["bytes=0-7", f"bytes={here}-299999"]
     assert (tmp_path / "my/1/a.root").read_bytes() == CONTENT
 
 
@@ -395,7 +409,9 @@ def opendata(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @pytest.fixture
-def hepx(opendata: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Hepx:
+def hepx(
+    opendata: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Hepx]:
     """The command line in this process and an empty folder, with the server as the web service of the catalogue."""
     atom = pytest.importorskip("atlasopenmagic", reason="the extra opendata is not installed")
     monkeypatch.setattr(atom.metadata, "API_BASE_URL", opendata.address)
@@ -409,7 +425,10 @@ def hepx(opendata: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             main()
         return (int(stop.value.code or 0), *capsys.readouterr())
 
-    return call
+    log = logging.getLogger("hepx")
+    level, handlers = log.level, log.handlers
+    yield call
+    log.level, log.handlers = level, handlers
 
 
 def test_list_shows_a_table_and_fetches_nothing(hepx: Hepx, opendata: Site) -> None:
@@ -548,7 +567,9 @@ def test_a_share_of_the_files_has_a_share_of_the_sum_of_weights() -> None:
 def test_the_config_of_a_streamed_order_goes_through_the_whole_chain(hepx: Hepx) -> None:
     hepx("fetch", "410470", "410644", "--signal", "601352", "--skim", "1LMET30", "--stream", "https", "-o", "my")
     small = ("explain.1.draws=2", "explain.1.events=20", "explain.1.max_completeness_error=1")
-    code, out, errors = hepx("run", "my/config.yaml", "train.epochs=2", "explain.0.draws=4", *small)
+    code, out, errors = hepx(
+        "run", "my/config.yaml", "train.epochs=2", "explain.0.draws=4", "data.select=met > 250", *small
+    )
     assert code == 0, errors
     assert Path("runs/my/report.html").exists()
     assert out.rstrip().endswith("report.html")

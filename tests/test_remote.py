@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from web import Site, serve
+import uproot
+from web import Site, serve, xrootd
 
 from hepx import remote
 from hepx.cli import main
@@ -101,6 +101,29 @@ def test_a_connection_that_breaks_is_tried_again(site: Site, local: Path, tmp_pa
     assert_same_graphs(tmp_path / "far", local)
     assert site.cuts["/signal.root"] == []
     assert site.faults["/signal.root"] == []
+
+
+def test_a_bad_file_may_be_skipped_but_not_one_whose_server_is_away(site: Site, tmp_path: Path) -> None:
+    """Else a network that fails for a minute would quietly leave out a part of the sample."""
+    both = data([str(DATA / "signal.root"), site.url("none.root")])
+    skipped = convert(both, GraphSettings(), tmp_path / "skipped", Execution(skip_bad_files=True)).manifest["skipped"]
+    assert [one["path"] for one in skipped] == [site.url("none.root")]
+    both = data([str(DATA / "signal.root"), site.url("ttbar.root")])
+    for faults in ([503] * 99, [0] * 12 + [503] * 99):  # away from the start, or while events are read
+        site.faults["/ttbar.root"] = list(faults)
+        with pytest.raises(TransferError, match=r"cannot answer now .HTTP 503"):
+            convert(both, GraphSettings(), tmp_path / f"{len(faults)}", Execution(skip_bad_files=True))
+
+
+def test_a_file_that_is_damaged_on_its_server(site: Site, tmp_path: Path) -> None:
+    site.folder = tmp_path
+    content = (DATA / "signal.root").read_bytes()
+    with uproot.open(DATA / "signal.root") as file:
+        start = int(file["analysis"]["jet_pt"].member("fBasketSeek")[0])
+    (tmp_path / "bad.root").write_bytes(content[:start] + bytes(400) + content[start + 400 :])
+    with pytest.raises(DataError, match=r"the file is damaged or truncated .*Tell who serves it") as caught:
+        convert(data(site.url("bad.root")), GraphSettings(), tmp_path / "graphs")
+    assert not isinstance(caught.value, TransferError)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +274,7 @@ Hepx = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def hepx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hepx:
+def hepx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Hepx]:
     """The command line in this process: exit code, output, errors."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -261,7 +284,10 @@ def hepx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             main()
         return (int(stop.value.code or 0), *capsys.readouterr())
 
-    return call
+    log = logging.getLogger("hepx")
+    level, handlers = log.level, log.handlers
+    yield call
+    log.level, log.handlers = level, handlers
 
 
 @pytest.mark.parametrize("library", ["aiohttp", "fsspec_xrootd"])
@@ -300,38 +326,8 @@ def test_a_server_answer_is_closed_when_the_reader_fails(site: Site) -> None:
 @pytest.fixture(scope="module")
 def eos() -> Iterator[str]:
     """A real XRootD server with the shipped files; its address."""
-    program = shutil.which("xrootd")
-    if program is None:
-        pytest.skip("there is no XRootD server here (Debian: apt install xrootd-server)")
-    pytest.importorskip("fsspec_xrootd", reason="the extra opendata is not installed")
-    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
-        folder = Path(name)
-        shutil.copytree(DATA, folder / "eos")
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        lines = ("all.export /eos", f"oss.localroot {name}", f"xrd.port {port}", f"all.adminpath {name}")
-        (folder / "server.cfg").write_text("\n".join((*lines, f"all.pidpath {name}", "")))
-        command = [program, "-c", str(folder / "server.cfg"), "-l", str(folder / "log"), "-n", "test"]
-        if os.geteuid() == 0:  # it refuses to run as root
-            command += ["-R", "nobody"]
-            folder.chmod(0o777)
-        server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            assert any(_listens(port) for _ in range(50)), "the XRootD server did not start"
-            yield f"root://127.0.0.1:{port}//eos"
-        finally:
-            server.terminate()
-            server.wait(10)
-
-
-def _listens(port: int) -> bool:
-    """Whether somebody answers on a port of this machine; waits a little if not."""
-    with socket.socket() as client:
-        if client.connect_ex(("127.0.0.1", port)) == 0:
-            return True
-    time.sleep(0.1)
-    return False
+    with xrootd(DATA) as (address, _):
+        yield address
 
 
 def test_graphs_of_a_root_address_are_those_of_the_local_file(eos: str, local: Path, tmp_path: Path) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import socket
 import ssl
+import subprocess
+import tempfile
 import threading
 import time
 import zlib
@@ -16,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import pytest
+
 BLOCK = 2**14
 
 
@@ -24,7 +31,7 @@ class Site:
     """What the server serves, how it behaves, and what it was asked: (method, path, Range header).
 
     ranges: sends parts; etags: tells versions; digests: tells checksums (RFC 3230) when asked.
-    faults: path -> statuses answered first; cuts: path -> bytes after which the next connections break;
+    faults: path -> statuses answered first, 0 for none; cuts: path -> bytes after which the next connections break;
     delay: seconds between blocks of 16 kB. Answers of a program: path -> function of the query.
     """
 
@@ -95,8 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         faults = self.site.faults.get(path)
         file = self.site.folder / path.lstrip("/")
-        if faults or not file.is_file():
-            self._fail(faults.pop(0) if faults else 404)
+        fault = faults.pop(0) if faults else 0
+        if fault or not file.is_file():
+            self._fail(fault or 404)
             return
         self._send_file(path, file.read_bytes(), body)
 
@@ -159,3 +167,50 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _etag(content: bytes) -> str:
     return f'"{zlib.crc32(content):08x}"'
+
+
+@contextmanager
+def xrootd(folder: Path) -> Iterator[tuple[str, str]]:
+    """A real XRootD server with a copy of a folder: its addresses for root and for http. Skips where there is none."""
+    program = shutil.which("xrootd")
+    if program is None:
+        pytest.skip("there is no XRootD server here (Debian: apt install xrootd-server)")
+    pytest.importorskip("fsspec_xrootd", reason="the extra opendata is not installed")
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        shutil.copytree(folder, home / "eos")
+        port, http = _free_ports(2)
+        lines = ("all.export /eos", f"oss.localroot {name}", f"all.adminpath {name}", f"all.pidpath {name}")
+        lines += (f"xrd.port {port}", f"xrd.protocol http:{http} libXrdHttp.so", "xrootd.chksum adler32")
+        (home / "server.cfg").write_text("\n".join((*lines, "")))
+        command = [program, "-c", str(home / "server.cfg"), "-l", str(home / "log"), "-n", "test"]
+        if os.geteuid() == 0:  # it refuses to run as root
+            command += ["-R", "nobody"]
+            home.chmod(0o777)
+        server = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            assert any(_listens(port) for _ in range(50)), "the XRootD server did not start"
+            yield f"root://127.0.0.1:{port}//eos", f"http://127.0.0.1:{http}/eos"
+        finally:
+            server.terminate()
+            server.wait(10)
+
+
+def _free_ports(number: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _listens(port: int) -> bool:
+    """Whether somebody answers on a port of this machine; waits a little if not."""
+    with socket.socket() as client:
+        if client.connect_ex(("127.0.0.1", port)) == 0:
+            return True
+    time.sleep(0.1)
+    return False

@@ -20,7 +20,7 @@ import uproot
 
 from hepx import remote
 from hepx.errors import ConfigError, DataError
-from hepx.remote import Location, Url
+from hepx.remote import Location, TransferError, Url
 
 T = TypeVar("T")
 ROOT_MAGIC, HDF5_MAGIC = b"root", b"\x89HDF\r\n\x1a\n"
@@ -50,6 +50,8 @@ class Table(ABC):
         """Columns of the entries [start, stop); DataError where the file breaks off or is damaged."""
         try:
             return _patiently(self.path, lambda: self._read(names, start, stop))
+        except TransferError:
+            raise
         except Exception as error:
             raise DataError(
                 f"cannot read events {start} to {stop} of tree '{self.name}' in {self.path}: {_why(self.path, error)}"
@@ -224,18 +226,22 @@ def _local(path: Location) -> Path:
 
 
 def _patiently(path: Location, work: Callable[[], T]) -> T:
-    """`work()`; on a file that is elsewhere repeated, because a connection may break for a moment."""
-    return remote.repeat(work, Exception) if isinstance(path, Url) else work()
+    """`work()`; on a file that is elsewhere repeated, because a connection may break for a moment. TransferError if its
+    server is away in the end: that says nothing about the file."""
+    if not isinstance(path, Url):
+        return work()
+    try:
+        return remote.repeat(work, Exception)
+    except Exception:
+        remote.probe(path)
+        raise
 
 
 def _why(path: Location, error: Exception) -> str:
     """Why a file that could be opened cannot be read, and what to do."""
     name = type(error).__name__
     if isinstance(path, Url):
-        return (
-            f"the connection broke ({remote.ATTEMPTS} attempts, {name}), or the file is damaged. The same command goes "
-            "on where it stopped; or download the file."
-        )
+        return f"the file is damaged or truncated ({name} in {remote.ATTEMPTS} attempts). Tell who serves it."
     return f"the file is damaged or truncated ({name}). Copy it again and compare its checksum."
 
 
@@ -248,6 +254,8 @@ def _list_root(path: Location) -> list[str]:
     try:
         kinds = ["TTree", "ROOT::RNTuple", "ROOT::Experimental::RNTuple"]
         names = _patiently(path, lambda: _open_root(path).keys(cycle=False, filter_classname=kinds))
+    except TransferError:
+        raise
     except Exception as error:
         raise DataError(
             f"cannot open '{path}' as a ROOT file: it is truncated or not a ROOT file ({type(error).__name__}). "
@@ -281,6 +289,8 @@ def _open(path: Location, name: str) -> Table:
         return Hdf5Table(_local(path), name)
     try:
         tree = _patiently(path, lambda: _open_root(path)[name])
+    except TransferError:
+        raise
     except Exception as error:
         raise _unreadable(path, name, error) from error
     try:
