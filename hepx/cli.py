@@ -91,6 +91,7 @@ def _run(
     runs: Path,
     work: str | Callable[[Run], None],
     execution: Execution | None = None,
+    methods: list[str] | None = None,
 ) -> Run:
     """Open the run, log into its log.txt, and carry out the stages up to `work`, or other work.
 
@@ -99,7 +100,7 @@ def _run(
     from hepx.run import Run, log_file
     from hepx.train import joined
 
-    run = Run.from_config(target, overrides or [], runs)
+    run = Run.from_config(target, overrides or [], runs, methods or [])
     run.execution = execution or run.execution
     with _resumable(), joined() as run.ranks:
         if not run.ranks.is_first:
@@ -173,7 +174,11 @@ def evaluate(target: Target, overrides: Overrides = None, runs: Runs = Path("run
 
 @app.command(
     epilog="Examples:\n\n  hepx explain runs/quickstart explain.0.draws=32\n\n"
+    "  hepx explain runs/quickstart --method owen            this one too, with its default settings\n\n"
     "  hepx explain runs/quickstart --shard 3/8              one of eight jobs that may run at once\n\n"
+    "Methods: shapley, feature_groups, owen, occlusion, integrated_gradients, expected_gradients, gradient_shap, "
+    "deeplift, input_x_gradient, saliency, smooth_grad, permutation_importance, response, edge_knockout, "
+    "gradient_attention, gnn_explainer; configs/explain_all.yaml has them all with their settings.\n\n"
     "When all shards are done, the same command without --shard puts them together; the result is the same to the byte."
 )
 def explain(
@@ -183,16 +188,19 @@ def explain(
     shard: Annotated[
         str, typer.Option("--shard", metavar="i/n", help="Only one of n parts of the events of each method.")
     ] = "",
+    method: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help="Add a method to those of the config.")
+    ] = None,
 ) -> None:
     """Run the explanation methods of the config, attention maps and expert tables."""
     if shard:
         from hepx.attribution import Shard
 
         part = Shard.parse(shard)
-        done = _run(target, overrides, runs, lambda run: run.explain_shard(part))
+        done = _run(target, overrides, runs, lambda run: run.explain_shard(part), methods=method)
         typer.echo(f"part {shard}: {done.folder / 'explain' / 'shards'}")
         return
-    done = _run(target, overrides, runs, "explain")
+    done = _run(target, overrides, runs, "explain", methods=method)
     typer.echo(f"explanations: {done.folder / 'explain'}")
 
 

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -84,6 +84,14 @@ class RunSettings(Settings):
                 raise ValueError(f"explain: unknown variation '{name}'; {closest(name, self.data.variations)}")
         return self
 
+    @model_validator(mode="after")
+    def _results_have_names(self) -> Self:
+        names = [method.result for method in self.explain]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"explain: two methods would write explain/{twice[0]}.npz; keep one, or make them differ")
+        return self
+
     def dump(self) -> dict[str, Any]:
         """The resolved config as plain values."""
         return self.model_dump(mode="json", by_alias=True)
@@ -104,16 +112,19 @@ class Run:
         self._answers: dict[Url, list[Any]] = {}
 
     @classmethod
-    def from_config(cls, path: Path, overrides: list[str], root: Path) -> Self:
-        """The run of a config file (in `root`, under its name) or of an existing run folder."""
+    def from_config(cls, path: Path, overrides: list[str], root: Path, methods: Sequence[str] = ()) -> Self:
+        """The run of a config file (in `root`, under its name) or of an existing run folder.
+
+        methods: explanation methods to add, with their default settings, where the config has none of the name.
+        """
         if not path.is_dir():
-            settings = parse(RunSettings, load(path, overrides), f"config '{path}'")
+            settings = parse(RunSettings, _with_methods(load(path, overrides), methods), f"config '{path}'")
             return cls(root / settings.name, settings)
         config = path / "config.yaml"
         if not config.exists():
             raise ConfigError(f"'{path}' is a folder without config.yaml; give a config file or a run folder.")
         name = load(config).get("name")
-        settings = parse(RunSettings, load(config, overrides), f"config '{config}'")
+        settings = parse(RunSettings, _with_methods(load(config, overrides), methods), f"config '{config}'")
         if settings.name != name:
             raise ConfigError(
                 f"'{path}' is the run '{name}'; its name cannot be changed. "
@@ -265,7 +276,9 @@ class Run:
             if method.variation:  # the same events, as far as they still pass the selection
                 varied = data.load("test", method.variation)
                 chosen = varied[torch.isin(varied.event_id, chosen.event_id)]
-            subject = Subject(model, untrained, chosen, baseline, SIGNAL, seed, dropout)
+            whole = sum(flow[-1]["weighted"] for flow in data.manifest["cutflow"].values())
+            share = float(chosen.weight.sum()) / whole if whole > 0 else 1.0
+            subject = Subject(model, untrained, chosen, baseline, SIGNAL, seed, dropout, share)
             try:
                 if method.per_event:
                     explain_blocks(method, subject, provenance, self._blocks(method), part)
@@ -450,6 +463,16 @@ def log_file(folder: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(file)
         file.close()
+
+
+def _with_methods(values: dict[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """A config with the explanation methods it lacks, by their default settings; ConfigError for an unknown one."""
+    for name in methods:
+        if name not in METHODS:
+            raise ConfigError(f"unknown method '{name}'; {closest(name, METHODS)}")
+    entries = values.get("explain") or []
+    known = {entry.get("method") for entry in entries if isinstance(entry, dict)}
+    return {**values, "explain": [*entries, *({"method": name} for name in methods if name not in known)]}
 
 
 def _now() -> str:

@@ -29,6 +29,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "expected_gradients": {"draws": 8},
     "gradient_shap": {"draws": 8},
     "input_x_gradient": {"draws": 3},
+    "deeplift": {"draws": 3},
+    "gnn_explainer": {"restarts": 3, "epochs": 40},
+    "permutation_importance": {"repeats": 2, "replicas": 20, "players": PLAYERS},
+    "response": {"points": 5},
     "smooth_grad": {"draws": 4},
 }
 """Settings that make a method quick."""

@@ -35,6 +35,8 @@ ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "quickstart.yaml"
 CHEAP: dict[str, Any] = {
     "players": {"b": ["bjet"], "met": ["met"]},
+    "epochs": 5,
+    "restarts": 2,
     "draws": 2,
     "steps": 4,
     "samples": 2,

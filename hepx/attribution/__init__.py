@@ -5,13 +5,18 @@ from __future__ import annotations
 from hepx.attribution.base import Method, Subject, event_table, subsample
 from hepx.attribution.baselines import background_events
 from hepx.attribution.blocks import Shard, explain, explain_blocks, merge_blocks
+from hepx.attribution.deeplift import DeepLift
+from hepx.attribution.edge_knockout import EdgeKnockout
 from hepx.attribution.expected_gradients import ExpectedGradients
 from hepx.attribution.feature_groups import FeatureGroups
+from hepx.attribution.gnn_explainer import GNNExplainer
+from hepx.attribution.gradient_attention import GradientAttention
 from hepx.attribution.gradient_shap import GradientShap
 from hepx.attribution.input_x_gradient import InputXGradient
 from hepx.attribution.integrated_gradients import IntegratedGradients
 from hepx.attribution.occlusion import Occlusion
 from hepx.attribution.owen import Owen
+from hepx.attribution.permutation_importance import PermutationImportance
 from hepx.attribution.response import Response
 from hepx.attribution.saliency import Saliency
 from hepx.attribution.shapley import Shapley
@@ -38,9 +43,14 @@ METHODS: dict[str, type[Method]] = {
     "integrated_gradients": IntegratedGradients,
     "expected_gradients": ExpectedGradients,
     "gradient_shap": GradientShap,
+    "deeplift": DeepLift,
     "input_x_gradient": InputXGradient,
     "saliency": Saliency,
     "smooth_grad": SmoothGrad,
+    "permutation_importance": PermutationImportance,
     "response": Response,
+    "edge_knockout": EdgeKnockout,
+    "gradient_attention": GradientAttention,
+    "gnn_explainer": GNNExplainer,
 }
 """Name in the config -> method."""

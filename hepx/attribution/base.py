@@ -29,7 +29,8 @@ class Subject:
     """What is explained: a trained model's score for class `target` on the events.
 
     untrained: the same model before training (the null); baseline: the training events that replacements are drawn
-    from; node_dropout: the model was trained with hidden objects, so an absent object means something to it.
+    from; node_dropout: the model was trained with hidden objects, so an absent object means something to it; share: of
+    the weight of the whole sample that the events carry, for yields.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class Subject:
     target: int
     seed: int
     node_dropout: bool = False
+    share: float = 1.0
 
 
 class Method(Settings, ABC):

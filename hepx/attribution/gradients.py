@@ -6,7 +6,9 @@ whose own φ gets none.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,9 +18,11 @@ from torch import Tensor
 
 from hepx.attribution.base import ROWS_PER_PASS, Subject, from_blocks, in_blocks, mean_and_error
 from hepx.attribution.baselines import Pattern, Referenced, replacements
+from hepx.errors import ResultError
 from hepx.graph import GraphBatch
 from hepx.models import Model, log_odds
 from hepx.models.inputs import PHI
+from hepx.results import EventResult, Explanation
 
 ROWS = ROWS_PER_PASS // 2  # rows per backward pass
 Score = Callable[..., Tensor]
@@ -34,6 +38,38 @@ class PathMethod(Referenced):
     baseline: Literal["background", "process", "conditional", "mean", "zero"] = "background"
     routing: Literal["fixed", "free"] = "fixed"
     events: int = Field(default=500, ge=1)
+
+
+class GatedMethod(PathMethod):
+    """Base of the methods whose values must add up to the change of the score.
+
+    The result is refused when its relative completeness error exceeds `max_completeness_error`, unless `force` is set:
+    then it carries a note.
+    """
+
+    max_completeness_error: float = Field(default=0.05, gt=0)
+    force: bool = False
+
+    def check(self, result: EventResult) -> EventResult:
+        """The completeness gate."""
+        assert isinstance(result, Explanation)
+        found = result.relative_completeness_error
+        assert found is not None
+        if found <= self.max_completeness_error:
+            return result
+        name = str(self.model_dump()["method"]).replace("_", " ")
+        what = (
+            f"{name}: the attributions miss the score change by {found:.1%} (rms), more than the allowed "
+            f"{self.max_completeness_error:.0%}"
+        )
+        why, remedy = self._reason()
+        if not self.force:
+            raise ResultError(f"{what}: {why}. {remedy}, or force: true to keep the result with a warning.")
+        return replace(result, note=f"{what}: {why}. Kept because force is set.")
+
+    @abstractmethod
+    def _reason(self) -> tuple[str, str]:
+        """Why the attributions are not complete, and what to do, as two half-sentences."""
 
 
 class Paths:

@@ -9,7 +9,6 @@ and no quadrature makes the attributions complete.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -20,28 +19,24 @@ from torch import Tensor
 
 from hepx.attribution.base import Subject, event_table, mean_and_error
 from hepx.attribution.baselines import Pattern, per_pattern
-from hepx.attribution.gradients import ROWS, PathMethod, Paths
-from hepx.errors import ResultError
+from hepx.attribution.gradients import ROWS, GatedMethod, Paths
 from hepx.graph import GraphBatch
-from hepx.results import EventResult, Explanation, Provenance
+from hepx.results import Explanation, Provenance
 
 FIRST_STEPS = 16
 
 
-class IntegratedGradients(PathMethod):
+class IntegratedGradients(GatedMethod):
     """Path integrals from `draws` replacements to the event with at most `steps` Gauss–Legendre nodes.
 
     tolerance: a path is done when its attributions miss the change of the score by less than this share (of one logit
-    for smaller changes). The result is refused when its relative completeness error exceeds `max_completeness_error`,
-    unless `force` is set: then it carries a note.
+    for smaller changes). The result is refused when it does not add up (see GatedMethod).
     """
 
     method: Literal["integrated_gradients"] = "integrated_gradients"
     draws: int = Field(default=4, ge=2)
     steps: int = Field(default=256, ge=2)
     tolerance: float = Field(default=0.01, gt=0)
-    max_completeness_error: float = Field(default=0.05, gt=0)
-    force: bool = False
 
     def explain(self, subject: Subject, provenance: Provenance) -> Explanation:
         """Values [B, N, F] with their standard error over the donors."""
@@ -77,28 +72,12 @@ class IntegratedGradients(PathMethod):
             steps = min(4 * steps, self.steps)
         return attribution.unflatten(0, (-1, paths.draws))
 
-    def check(self, result: EventResult) -> EventResult:
-        """The completeness gate."""
-        assert isinstance(result, Explanation)
-        found = result.relative_completeness_error
-        assert found is not None
-        if found <= self.max_completeness_error:
-            return result
-        what = (
-            f"integrated gradients: the attributions miss the score change by {found:.1%} (rms), more than the "
-            f"allowed {self.max_completeness_error:.0%}"
-        )
-        why, remedy = self._reason()
-        if not self.force:
-            raise ResultError(f"{what}: {why}. {remedy}, or force: true to keep the result with a warning.")
-        return replace(result, note=f"{what}: {why}. Kept because force is set.")
-
     def _reason(self) -> tuple[str, str]:
-        """Why the attributions are not complete, and what to do."""
         if self.routing == "free":
             why = "the score jumps wherever a path crosses a change of experts, which no gradient sees (routing: free)"
             return why, "Use routing: fixed, or a model with gates: margin or soft"
-        return f"{self.steps} nodes do not resolve the score on every path", f"Use more than {self.steps} steps"
+        why = f"{self.steps} nodes do not resolve the score on every path"
+        return why, f"Use more than {self.steps} steps (routing: free for a model with gates: margin)"
 
 
 def path_integral(paths: Paths, chosen: Int[Tensor, "r"], steps: int) -> Float[Tensor, "r N F"]:
