@@ -98,12 +98,12 @@ def aliased(graphs: GraphBatch, layout: Layout) -> GraphBatch:
     return replace(graphs, **fields, node_type=types, layout=layout)
 
 
-@pytest.mark.parametrize("name", ["models", "ablation"])
+@pytest.mark.parametrize(("name", "base"), [("models", "mgt"), ("ablation", "mgt"), ("ablation", "large")])
 def test_shipped_sweeps_change_what_they_say_and_every_variant_runs(
-    name: str, toys: GraphBatch, tmp_path: Path
+    name: str, base: str, toys: GraphBatch, tmp_path: Path
 ) -> None:
     """No variant is the reference under another name, and each gives scores and a gradient."""
-    wanted = Sweep(ROOT / "configs" / f"{name}.yaml", ["seeds=[1, 2]"], tmp_path)
+    wanted = Sweep(ROOT / "configs" / f"{name}.yaml", ["seeds=[1, 2]", f"base={base}.yaml"], tmp_path)
     members = {member.variant: member.run.settings for member in wanted.members if member.seed == 1}
     recipes = [(one.model.model_dump(), one.train.model_dump()) for one in members.values()]
     assert all(first != second for first, second in combinations(recipes, 2))
