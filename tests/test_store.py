@@ -400,5 +400,5 @@ def test_memory_does_not_grow_with_the_number_of_events(tmp_path: Path) -> None:
 
 def test_htcondor_jobs_can_be_written() -> None:
     pytest.importorskip("dask_jobqueue")
-    with store._batch_cluster("htcondor") as cluster:
+    with workers._batch_cluster("htcondor") as cluster:
         assert "RequestMemory" in cluster.job_script()
