@@ -142,12 +142,16 @@ def cross_section(pythia: Any) -> tuple[float, float]:
     return info.sigmaGen() * 1e9, info.sigmaErr() * 1e9
 
 
-def test_wt_cross_section_is_the_integral_of_its_matrix_element() -> None:
+def test_wt_cross_section_and_momentum_are_integrals_of_its_matrix_element() -> None:
     """Against a plain Monte Carlo integral over x1, x2 and the angle, with masses on their shells."""
     import pythia8mc
 
     element = matrix_element()
-    sigma, error = cross_section(pythia := hard_process((), 4000, element))
+    pythia, pts = hard_process((), 0, element), np.zeros(4000)
+    for i in range(len(pts)):
+        pythia.next()
+        pts[i] = pythia.process[5].pT()
+    sigma, error = cross_section(pythia)
     parton = pythia.getPDFPtr(2212)
     alpha = pythia8mc.AlphaStrong()
     alpha.init(0.13, 1, 5, False)  # Pythia's SigmaProcess:alphaSvalue and order
@@ -156,11 +160,11 @@ def test_wt_cross_section_is_the_integral_of_its_matrix_element() -> None:
     tau = tau_min / (1 - (1 - tau_min) * rng.random(num))  # density like 1 / tau^2: mostly near the threshold
     x1 = tau ** rng.random(num)
     energy, cosine = 13_000 * np.sqrt(tau), rng.uniform(-1, 1, num)
-    total = np.zeros(num)
+    total, pt = np.zeros((2, num))
     for i in range(num):
         s = energy[i] ** 2
         gluon, _, top, _ = momenta(energy[i], cosine[i], M_TOP**2, M_W**2)
-        transverse = top[1] ** 2
+        transverse, pt[i] = top[1] ** 2, top[1]
         factorisation = transverse + M_W**2  # the smaller squared transverse mass; for alpha_s the geometric mean
         renormalisation = math.sqrt((transverse + M_W**2) * (transverse + M_TOP**2))
         inner = gluon - top
@@ -175,6 +179,8 @@ def test_wt_cross_section_is_the_integral_of_its_matrix_element() -> None:
     # 2 %: running of alpha_em and the widths of top and W.
     assert abs(sigma - expected) < 3 * math.hypot(error, spread, 0.02 * expected / 3)
     assert spread < 0.02 * expected
+    # The mean transverse momentum of the top, 99 GeV, has an error of 1.1 GeV from 4000 events: 3 sigma.
+    assert pts.mean() == pytest.approx(float(np.average(pt, weights=total)), abs=3.5)
     # 71.7 pb at approximate NNLO: corrections of a few tens of per cent, like those of all top processes.
     assert 1.2 < WT.xsec / sigma < 1.5
 
