@@ -192,7 +192,7 @@ def explain(
         list[str] | None, typer.Option("--method", metavar="NAME", help="Add a method to those of the config.")
     ] = None,
 ) -> None:
-    """Run the explanation methods of the config, attention maps and expert tables."""
+    """Run the explanation methods of the config, and look inside: attention, experts, object states."""
     if shard:
         from hepx.attribution import Shard
 
@@ -243,6 +243,21 @@ def sweep(
             f"difference {row.difference:+.4f} ± {row.difference_error:.4f}"
         )
     typer.echo(f"table: {wanted.folder / 'sweep.html'}, sweep.csv, sweep.md")
+
+
+@app.command(epilog="Example:  hepx experts runs/models/moe-1 runs/models/moe-2 runs/models/moe-3")
+def experts(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders that differ in their seed.")],
+) -> None:
+    """Compare what the experts of several trainings do: is it the same division of labour?"""
+    from hepx.agreement import STABLE, compare_experts
+
+    for row in compare_experts(runs):
+        typer.echo(
+            f"layer {row.layer + 1}: adjusted Rand index {row.ari:.2f} ± {row.spread:.2f} (untrained {row.null:.2f}), "
+            f"at fixed object {row.within:.2f} (untrained {row.null_within:.2f}), agreement {row.agreement:.2f}"
+            + ("" if row.ari >= STABLE else "; the number of an expert means nothing in another training")
+        )
 
 
 @app.command(

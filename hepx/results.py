@@ -1,14 +1,14 @@
 """What the stages write and the report reads: frozen, numpy only, saved without pickle.
 
-Shape letters: B events, N node slots, F raw features, V observables, L layers, H heads, X experts, P samples
-(processes), T node types.
+Shape letters: B events, N node slots, F raw features, V observables, P samples (processes). What the analyses of the
+network's inside write is in `results_network.py`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,12 +88,12 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write an .npz with one entry per array and the names as JSON in `meta`."""
-        _save(self, path)
+        save_npz(self, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Inverse of `save`; ResultError if the file is not such a result."""
-        return _load(cls, path)
+        return load_npz(cls, path)
 
 
 class EventResult(Result):
@@ -219,24 +219,6 @@ class Importance(Result):
 
 
 @dataclass(frozen=True)
-class AttentionMap(Result):
-    """Weighted mean attention weights per process: an observation, not an explanation.
-
-    mean and error [P, L, H, N, N]: row looks at column, over the events where both objects are present, with the
-    standard error of the mean; null [P, L, H, N, N]: the same for an untrained model of the same settings;
-    num_events [P].
-    """
-
-    mean: Array
-    error: Array
-    null: Array
-    num_events: Array
-    slots: tuple[str, ...]
-    sample_names: tuple[str, ...]
-    provenance: Provenance
-
-
-@dataclass(frozen=True)
 class ResponseCurve(Result):
     """Mean score when an observable is moved by changing one object and nothing else.
 
@@ -258,56 +240,6 @@ class ResponseCurve(Result):
     null: Array
     sample_names: tuple[str, ...]
     provenance: Provenance
-
-
-@dataclass(frozen=True)
-class Change:
-    """ΔAUC of an intervention on the experts (negative: worse than the model) with its paired bootstrap error."""
-
-    layer: int
-    expert: int
-    delta_auc: float
-    error: float
-
-
-@dataclass(frozen=True)
-class ExpertReport:
-    """What the experts do, each number beside the null of an untrained router.
-
-    routing, routing_null [P, L, T, X]: mean gate of each expert for nodes of a type in a process (rows sum to 1);
-    load [L, X]: share of all gates; information_type, information_process [L]: I(expert; node type) and
-    I(expert; process | node type) in bit, each with its null; knock_out: each expert taken away in turn and the rest
-    re-chosen; swap: the experts of one layer permuted against their gates, mean over the cyclic shifts (expert = −1);
-    distinct_experts [L]: number of experts with different weights; verdict: what these numbers allow to say.
-    """
-
-    routing: list[Any]
-    routing_null: list[Any]
-    load: list[Any]
-    information_type: list[float]
-    information_type_null: list[float]
-    information_process: list[float]
-    information_process_null: list[float]
-    knock_out: list[Change]
-    swap: list[Change]
-    distinct_experts: list[int]
-    node_types: list[str]
-    sample_names: list[str]
-    verdict: str
-    provenance: Provenance
-
-    def save(self, path: Path) -> None:
-        """Write JSON."""
-        files.write_json(path, asdict(self))
-
-    @classmethod
-    def load_report(cls, path: Path) -> Self:
-        """Inverse of `save`."""
-        values = files.read_json(path)
-        values["knock_out"] = [Change(**change) for change in values["knock_out"]]
-        values["swap"] = [Change(**change) for change in values["swap"]]
-        values["provenance"] = Provenance(**values["provenance"])
-        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -347,12 +279,12 @@ class Measured:
 
     def save(self, path: Path) -> None:
         """Write an .npz."""
-        _save(self, path)
+        save_npz(self, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Inverse of `save`."""
-        return _load(cls, path)
+        return load_npz(cls, path)
 
 
 def _concatenated(parts: Sequence[Any], *others: str) -> dict[str, Any]:
@@ -379,7 +311,8 @@ def _joined(parts: Sequence[Provenance]) -> Provenance:
     return first
 
 
-def _save(result: Any, path: Path) -> None:
+def save_npz(result: Any, path: Path) -> None:
+    """Write a frozen result: one entry per array, everything else as JSON in `meta`."""
     arrays: dict[str, Array] = {}
     meta: dict[str, Any] = {"type": type(result).__name__}
     for field in fields(result):
@@ -398,10 +331,17 @@ def _put(name: str, value: Any, arrays: dict[str, Array], meta: dict[str, Any]) 
     if isinstance(value, np.ndarray):
         arrays[name] = value
     else:
-        meta[name] = asdict(value) if isinstance(value, Provenance) else value
+        meta[name] = _jsonable(value)
 
 
-def _load(cls: Any, path: Path) -> Any:
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_jsonable(item) for item in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def load_npz(cls: Any, path: Path) -> Any:
+    """Inverse of `save_npz`; lists come back as tuples, rows of a table as dictionaries."""
     if not path.exists():
         raise ResultError(f"there is no result '{path}'. Run the stage that writes it (`hepx explain RUN`).")
     with np.load(path, allow_pickle=False) as file:

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 import hepx
-from hepx import attention, evaluate, experts, files, report, store, train
+from hepx import evaluate, files, report, store, train
 from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
 from hepx.config import Settings, load, parse, write_yaml
@@ -28,9 +28,10 @@ from hepx.errors import ConfigError, DataError, HepxError, ResultError, closest
 from hepx.evaluate import SIGNAL, EvaluateSettings
 from hepx.events import DataSettings, find_files
 from hepx.graph import GraphBatch, GraphSettings
+from hepx.insides import FILES, NULLS, STABILITY, Inside, InsideSettings, describe
 from hepx.models import MODELS, Model, build_model, flaws
 from hepx.remote import Location, Url, identity
-from hepx.results import AttentionMap, ExpertReport, Explanation, Provenance, is_result_of
+from hepx.results import Explanation, Provenance, is_result_of
 from hepx.schemas import load_schema
 from hepx.store import GraphStore
 from hepx.train import Epoch, OnDisk, Ranks, TrainSettings
@@ -43,12 +44,12 @@ STAGES: dict[str, tuple[str, ...]] = {
     "convert": ("dataset",),
     "train": ("checkpoints", "history.csv"),
     "evaluate": ("metrics.json", "scores.parquet", "replicas.npz"),
-    "explain": ("explain", "attention.npz", "experts.json"),
+    "explain": ("explain", *FILES.values(), NULLS, STABILITY),
     "report": ("report.html", "figures", "tables"),
 }
 """The stages in order, and what each writes."""
 WAIT = "wait for it, or choose another name=…"
-OPTIONAL = ("attention.npz", "experts.json")  # not every model has attention or experts
+OPTIONAL = (*FILES.values(), NULLS, STABILITY)  # not every model has attention or experts
 if TYPE_CHECKING:
     AnyModel = Any
     AnyMethod = Method
@@ -69,6 +70,7 @@ class RunSettings(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     explain: tuple[Annotated[AnyMethod, Field(discriminator="method")], ...] = ()
+    insides: InsideSettings = InsideSettings()
 
     @field_validator("name")
     @classmethod
@@ -265,7 +267,8 @@ class Run:
         data, seed, part = self.store(), self.settings.seed, shard or Shard()
         model, untrained = self.model(), self.model(trained=False)
         test, baseline = data.load("test"), data.load("train")
-        self._describe(model, untrained, test, part)
+        if part.has(0):  # one job: the analyses share their null networks
+            self._describe(model, data, test)
         refused = []
         for number, method in enumerate(self.settings.explain):
             provenance = self._provenance(method.name, method.model_dump(mode="json"), method.variation)
@@ -312,21 +315,20 @@ class Run:
             links = [asdict(link) for link in observable_links(explanation, self.settings.seed)]
             files.write_json(folder / "links.json", {"links": links, "provenance": asdict(explanation.provenance)})
 
-    def _describe(self, model: Model, untrained: Model, test: GraphBatch, shard: Shard) -> None:
-        """Attention maps and expert tables, where the model has them."""
-
-        def maps(provenance: Provenance) -> AttentionMap | None:
-            return attention.attention_map(model, untrained, test, provenance)
-
-        def tables(provenance: Provenance) -> ExpertReport | None:
-            return experts.expert_report(model, untrained, test, SIGNAL, self.settings.seed, provenance)
-
-        for number, (name, describe) in enumerate((("attention.npz", maps), ("experts.json", tables))):
-            path, provenance = self.folder / name, self._provenance(Path(name).stem, {})
-            if shard.has(number) and not is_result_of(path, provenance):
-                result = describe(provenance)
-                if result is not None:
-                    result.save(path)
+    def _describe(self, model: Model, data: GraphStore, test: GraphBatch) -> None:
+        """Attention, experts and node states, where the model has them."""
+        settings = self.settings
+        inside = Inside(
+            model=model,
+            build=lambda seed: build_model(settings.model, data.layout, seed),
+            test=test,
+            training=lambda: (data.load("train"), data.load("validation")),
+            train_settings=settings.train,
+            target=SIGNAL,
+            seed=settings.seed,
+            key=self.key("train"),
+        )
+        describe(inside, settings.insides, self.folder, self._provenance)
 
     def _report(self) -> None:
         report.make_report(self.folder)
@@ -356,7 +358,10 @@ class Run:
             ],
             "train": [settings.model.model_dump(mode="json"), settings.train.recipe(), settings.seed],
             "evaluate": settings.evaluate.model_dump(mode="json"),
-            "explain": [method.model_dump(mode="json") for method in settings.explain],
+            "explain": [
+                [method.model_dump(mode="json") for method in settings.explain],
+                settings.insides.model_dump(mode="json"),
+            ],
             "report": hepx.__version__,
         }
         stages = list(STAGES)

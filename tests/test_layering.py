@@ -23,6 +23,7 @@ LAYERS = [
         "kinematics",
         "config",
         "results",
+        "results_network",
         "metrics",
         "remote",
         "download",
@@ -32,11 +33,12 @@ LAYERS = [
     {"graph", "workers", "store", "fetch"},
     {"models"},
     {"train"},
-    {"planted"},
-    {"attribution", "attention", "experts", "evaluate", "comparison", "variations"},
+    {"planted", "interventions", "nulls", "probes"},
+    {"attribution", "attention", "experts", "representation", "evaluate", "comparison", "variations"},
+    {"insides"},
     {"report"},
     {"run"},
-    {"sweep", "batch"},
+    {"sweep", "batch", "agreement"},
     {"cli"},
 ]
 DOORS = {
@@ -49,7 +51,7 @@ DOORS = {
     "fsspec": {"remote"},
     "urllib.request": {"remote"},
     "atlasopenmagic": {"fetch"},
-    "sklearn": {"evaluate"},
+    "sklearn": {"evaluate", "experts"},
     "pythia8mc": {"simulate"},
     "fastjet": {"simulate"},
 }

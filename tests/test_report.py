@@ -26,14 +26,27 @@ from hepx.report import derive, page, style
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import Table
 from hepx.results import (
-    AttentionMap,
-    Change,
     EventTable,
-    ExpertReport,
     Explanation,
     ObservableLink,
     Provenance,
     ResponseCurve,
+)
+from hepx.results_network import (
+    AttentionMap,
+    Dictionary,
+    Effect,
+    Erasure,
+    ExpertReport,
+    Information,
+    Lens,
+    Probe,
+    Representation,
+    RoutingTable,
+    Sink,
+    Sparsity,
+    Stability,
+    Surrogate,
 )
 
 SLOTS, SAMPLES, LABELS = ("b1", "b2", "j3", "lepton", "met"), ("signal", "ttbar", "singletop"), (1, 0, 0)
@@ -150,7 +163,36 @@ def make_attention(rng: np.random.Generator, events: EventTable, layers: int = 2
     trained[..., slots.index("b1"), slots.index("b2")] += 3
     trained[..., slots.index("lepton"), slots.index("met")] += 3
     trained, null = (weights / weights.sum(-1, keepdims=True) for weights in (trained, null))
-    return AttentionMap(trained, trained * 0.02, null, np.full(len(samples), 200), slots, samples, PROVENANCE)
+    follows = rng.uniform(-0.6, 0.6, (layers, heads, 6, len(slots), len(slots)))
+    each = [(layer, head) for layer in range(layers) for head in range(heads)]
+    return AttentionMap(
+        mean=trained,
+        error=trained * 0.02,
+        null=null,
+        shuffled=null[..., ::-1, :].copy(),
+        value_norm=trained * rng.uniform(0.5, 2, shape),
+        rollout=trained.mean(2),
+        num_events=np.full(len(samples), 200),
+        entropy=rng.uniform(0.3, 0.9, (layers, heads)),
+        entropy_error=np.full((layers, heads), 0.01),
+        entropy_null=rng.uniform(0.9, 1, (3, layers, heads)),
+        slot_share=rng.uniform(0.2, 0.6, (layers, heads)),
+        slot_share_null=rng.uniform(0.4, 0.9, (3, layers, heads)),
+        quantities=("delta_r", "delta_phi", "mass", "kt", "mt", "mct"),
+        correlation=follows,
+        correlation_error=np.full_like(follows, 0.03),
+        correlation_null=rng.uniform(0.2, 0.5, (3, 6)),
+        logit_parts=("type × type", "type × kinematics", "kinematics × kinematics", "pair bias"),
+        logit_shares=rng.dirichlet(np.ones(4), (layers, heads)),
+        logit_shares_null=rng.dirichlet(np.ones(4), (3, layers, heads)),
+        sinks=tuple(Sink(*at, "met", 2.1, 0.83, 0.7, True, -0.0002, 0.0003) for at in each),
+        knock_out=tuple(Effect("head", *at, "all events", -0.004, 0.001) for at in each),
+        null_kinds=("untrained", "untrained", "shuffled"),
+        null_auc=np.array([0.4, 0.6, 0.52]),
+        slots=slots,
+        sample_names=samples,
+        provenance=PROVENANCE,
+    )
 
 
 def make_experts(
@@ -158,23 +200,68 @@ def make_experts(
 ) -> ExpertReport:
     """Sharp trained routing, soft null, one expert that matters."""
     shape = (len(samples), layers, len(TYPES))
-    knock_out = [Change(i, e, float(rng.normal(-0.002, 0.002)), 0.0012) for i in range(layers) for e in range(experts)]
-    knock_out[0] = Change(0, 0, -0.031, 0.002)
+    effects = [
+        Effect(kind, i, e, where, float(rng.normal(-0.002, 0.002)), 0.0012, *more)
+        for kind in ("knock_out", "mean_ablation", "forced")
+        for i in range(layers)
+        for e in range(experts)
+        for where, more in (("all events", ()), ("with j3", (-0.001, 0.001, 0.3, 0.1)))
+    ]
+    effects[0] = Effect("knock_out", 0, 0, "all events", -0.031, 0.002)
+    effects += [Effect("swap", i, -1, "all events", -0.05 * (i + 1), 0.004) for i in range(layers)]
+    soft = rng.dirichlet(np.ones(experts), (layers, len(TYPES)))
+    likeness = np.clip(np.eye(experts) + 0.6, 0, 1) * np.ones((layers, 1, 1))
+    about = ("type", "process", "score", "mbb", "mt", "with j3")
     return ExpertReport(
         routing=rng.dirichlet(np.ones(experts) * 0.4, shape).tolist(),
         routing_null=rng.dirichlet(np.ones(experts) * 4, shape).tolist(),
+        tables=[RoutingTable("type", list(TYPES), soft.tolist(), (0.01 * soft).tolist(), soft.tolist(), None)],
         load=np.full((layers, experts), 1 / experts).tolist(),
-        information_type=[1.2 / (i + 1) for i in range(layers)],
-        information_type_null=[0.5] * layers,
-        information_process=[0.004 + 0.08 * i for i in range(layers)],
-        information_process_null=[0.003] * layers,
-        knock_out=knock_out,
-        swap=[Change(i, -1, -0.05 * (i + 1), 0.004) for i in range(layers)],
+        load_entropy=[1.0] * layers,
+        dead=[[0, 1]],
+        coactivation=np.full((layers, experts, experts), 0.1).tolist(),
+        coactivation_chance=np.full((layers, experts, experts), 0.11).tolist(),
+        similarity=likeness.tolist(),
+        similarity_null=likeness.tolist(),
+        information=[
+            Information(i, name, "slot", 0.2, 0.01, [0.05, 0.08], 0.12, 0.12, 0.1, 0.14)
+            for i in range(layers)
+            for name in about
+        ],
+        effects=effects,
+        carries=[],
+        probes=[Probe(0, "expert 1", "mbb", 0.4, 0.03, -0.02, 0.1)],
+        surrogates=[Surrogate(i, 0.7, 0.01, 0.6, 0.3, "|--- pt <= 50.0\n|   |--- class: E1\n") for i in range(layers)],
         distinct_experts=[experts] * layers,
+        null_kinds=["untrained", "untrained", "shuffled"],
         node_types=list(TYPES),
         sample_names=list(samples),
         verdict="the experts of layer 1 and 2 differ in function (swapping them costs AUC)",
         provenance=replace(PROVENANCE, method="experts", settings={}),
+    )
+
+
+def make_representation(rng: np.random.Generator, layers: int = 2) -> Representation:
+    """Probes that rise with the layer, erasures that cost, a dictionary that wins."""
+    return Representation(
+        probes=[
+            Probe(i, kind, name, 0.2 + 0.3 * i + float(rng.uniform(0, 0.05)), 0.02, -0.01, 0.2 + 0.1 * i)
+            for i in range(layers + 1)
+            for kind in TYPES
+            for name in ("mbb", "mt", "ht")
+        ],
+        erasures=[
+            Erasure(i, name, 2, -0.04 * (i + 1), 0.003, -0.002, 0.001, 0.8, 0.01)
+            for i in range(layers + 1)
+            for name in ("mbb", "mt")
+        ],
+        dictionaries=[
+            Dictionary(1, kind, 64, 8, miss, 3, {"mbb": 0.5})
+            for kind, miss in (("dictionary", 0.02), ("principal components", 0.04), ("neurons", 0.5))
+        ],
+        sparsity=[Sparsity(0, e, 0.8, 0.6, [[0.0, 0.95], [0.8, 0.945]]) for e in (-1, 0, 1)],
+        lens=[Lens(i, 0.8 + 0.07 * i, 0.004, 0.5) for i in range(layers + 1)],
+        provenance=replace(PROVENANCE, method="representation", settings={}),
     )
 
 
@@ -287,6 +374,9 @@ def write_run(run: Path) -> Path:
     files.write_json(run / "explain" / "links.json", make_links(shapley))
     make_attention(rng, shapley.events).save(run / "attention.npz")
     make_experts(rng).save(run / "experts.json")
+    make_representation(rng).save(run / "representation.json")
+    stability = [asdict(Stability(i, 3, 0.3, 0.05, 0.2, 0.4, 0.5, 0.1, 0.02)) for i in range(2)]
+    files.write_json(run / "stability.json", {"runs": ["a", "b", "c"], "layers": stability})
     table = make_scores(rng)
     pq.write_table(table, run / "scores.parquet")
     files.write_json(run / "metrics.json", make_metrics(table))
@@ -339,7 +429,7 @@ def test_report_is_one_file_that_loads_nothing(run: Path) -> None:
 def test_links_of_the_contents_lead_somewhere(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     targets = re.findall(r'href="#(\w+)"', text)
-    assert len(targets) == 11
+    assert len(targets) == 12
     assert all(f'id="{target}"' in text for target in targets)
 
 
@@ -377,6 +467,8 @@ def test_numbers_of_metrics_stand_on_the_page(run: Path, saved: Saved) -> None:
     assert f"{auc['value']:.4f} ± {auc['error']:.4f}" in text
     assert "no background passes" in text  # a rejection that is null
     assert "Verdict: the experts of layer 1 and 2 differ in function" in text
+    assert "0.30 ± 0.05 (0.10)" in text  # stability
+    assert "+0.120 [+0.100, +0.140]" in text  # excess information
 
 
 # What is missing --------------------------------------------------------------------------------------------------
@@ -386,6 +478,7 @@ def test_sections_without_results_say_so(bare: Path) -> None:
     text = report.make_report(bare).read_text(encoding="utf-8")
     assert "This model has no attention" in text
     assert "This model has no experts" in text
+    assert "The states of this model were not analysed" in text
     assert "There are no attributions (explain/*.npz)" in text
     assert "There is no response curve" in text
     assert "There is no training history" in text
@@ -568,6 +661,7 @@ def test_any_number_of_samples_slots_layers_heads_and_experts(saved: Saved, tmp_
         responses={"mbb": make_response(rng, samples), "mt": replace(make_response(rng, samples), observable="mt")},
         attention=make_attention(rng, shapley.events, layers=1, heads=8),
         experts=make_experts(rng, samples, layers=1, experts=8),
+        representation=make_representation(rng, layers=1),
     )
     report.figures.write_tables(other)
     with style.style():

@@ -18,7 +18,8 @@ import pytest
 
 from hepx import metrics
 from hepx.config import load, parse, write_yaml
-from hepx.results import AttentionMap, ExpertReport, Explanation
+from hepx.results import Explanation
+from hepx.results_network import AttentionMap, ExpertReport
 from hepx.run import Run, RunSettings
 from hepx.schemas import load_schema
 
@@ -36,6 +37,9 @@ SMALL = [
     "explain.1.max_completeness_error=1.0",
     "explain.2.events=60",
     "explain.2.points=5",
+    "insides.events=500",
+    "insides.nulls={untrained: 2, shuffled: 1, epochs: 1}",
+    "insides.representation=false",
 ]
 
 
@@ -117,6 +121,14 @@ def test_same_seed_twice_gives_identical_metrics(small: Path, runs: Path) -> Non
     third = hepx("evaluate", str(CONFIG), *other, "name=third", "seed=43", "--runs", str(runs))
     assert third.returncode == 0, third.stderr
     assert (runs / "third" / "metrics.json").read_bytes() != (small / "metrics.json").read_bytes()
+    same = hepx("experts", str(small), str(runs / "again"))
+    assert same.returncode == 0, same.stderr
+    assert same.stdout.count("adjusted Rand index 1.00") == 2
+    other_seed = hepx("experts", str(small), str(runs / "third"))
+    assert "the number of an expert means nothing in another training" in other_seed.stdout
+    alone = hepx("experts", str(small))
+    assert alone.returncode != 0
+    assert "at least two run folders are needed; got 1" in alone.stderr
 
 
 def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training: reproducible, restartable, weighted, balanced; and what the experts and attention say about it."""
+"""Training: reproducible, restartable, weighted, balanced."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from hepx import attention, experts, files
+from hepx import files
 from hepx.errors import DataError, ResultError
-from hepx.experts import expert_report, mutual_information
 from hepx.graph import GraphBatch
 from hepx.models import MODELS, Model, Trace, build_model, predict
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.layers import MixtureOfExperts
 from hepx.planted import MECHANISMS, plant, toy_graphs
-from hepx.results import AttentionMap, Change, ExpertReport, Provenance
 from hepx.train import (
     TrainSettings,
     balance_loss,
@@ -218,95 +216,3 @@ def test_loss_free_balancing_evens_the_load(planted: GraphBatch) -> None:
         update_selection_bias(model, output.trace, planted.mask, 5e-3)
     assert spread() < 0.5 * before
     assert moe.selection_bias.abs().max() > 0
-
-
-def test_mutual_information_of_known_tables() -> None:
-    assert mutual_information(np.ones((3, 4))) == pytest.approx(0)
-    assert mutual_information(np.array([[2.0, 0, 0, 0], [0, 1, 0, 1]])) == pytest.approx(1)
-
-
-@pytest.fixture(scope="module")
-def fitted(planted: GraphBatch, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return train(planted, tmp_path_factory.mktemp("fit"), settings=TrainSettings(epochs=6, batch_size=64, lr=5e-3))[0]
-
-
-def test_identical_experts_are_called_so(fitted: Model, planted: GraphBatch, provenance: Provenance) -> None:
-    """Clones: swapping changes nothing, exactly; the verdict says they are identical."""
-    clones = build_model(SMALL, planted.layout, 1)
-    clones.load_state_dict(fitted.state_dict())
-    with torch.no_grad():
-        for moe in (module for module in clones.modules() if isinstance(module, MixtureOfExperts)):
-            for parameter in (moe.w1, moe.b1, moe.w2, moe.b2):
-                parameter.copy_(parameter[:1].expand_as(parameter))
-    report = expert_report(clones, clones, planted, 1, 1, provenance)
-    assert report is not None
-    assert report.distinct_experts == [1, 1]
-    assert max(abs(change.delta_auc) for change in report.swap) < 1e-4
-    assert report.verdict.startswith("the experts are identical")
-
-
-def test_tables_are_shares_and_interventions_do_what_they_say(
-    fitted: Model, planted: GraphBatch, provenance: Provenance
-) -> None:
-    report = expert_report(fitted, fitted, planted, 1, 1, provenance)
-    assert report is not None
-    np.testing.assert_allclose(np.array(report.routing).sum(-1), 1, atol=1e-6)
-    np.testing.assert_allclose(np.array(report.load).sum(-1), 1)
-    assert report.information_type == report.information_type_null  # the null here is the model itself
-    swapped = build_model(SMALL, planted.layout, 1)
-    swapped.load_state_dict(fitted.state_dict())
-    moe = next(module for module in swapped.modules() if isinstance(module, MixtureOfExperts))
-    with torch.no_grad():
-        for parameter in (moe.w1, moe.b1, moe.w2, moe.b2):
-            parameter.copy_(parameter.roll(1, 0))
-    np.testing.assert_allclose(experts._swapped(fitted, planted, 1, 0, 1), predict(swapped, planted).numpy(), atol=1e-6)
-    unused = [change for change in report.knock_out if report.load[change.layer][change.expert] == 0]
-    assert all(change.delta_auc == 0 for change in unused)
-
-
-@pytest.mark.parametrize(
-    ("distinct", "swap", "excess", "words"),
-    [
-        ([1, 1], -0.1, 0.5, "the experts are identical"),
-        ([6, 6], -0.001, 0.5, "no functional specialization"),
-        ([6, 6], -0.1, 0.5, "the choice also depends on the process"),
-        ([6, 6], -0.1, 0.0, "the choice tells no more about object type or process than an untrained router's"),
-    ],
-)
-def test_verdict_is_forced_by_the_numbers(distinct: list[int], swap: float, excess: float, words: str) -> None:
-    information = [([1.0], [excess]), ([1.0], [0.0])]
-    assert words in experts._verdict(distinct, information, [], [Change(0, -1, swap, 0.001)])
-
-
-def test_attention_map_is_the_weighted_mean(
-    fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path
-) -> None:
-    weight = torch.where(torch.arange(len(planted)) % 3 == 0, -0.5, 1.0).double()
-    graphs = replace(planted, weight=weight)
-    found = attention.attention_map(fitted, fitted, graphs, provenance)
-    assert found is not None
-    values = attention.attention_weights(fitted, graphs).double()
-    np.testing.assert_allclose(
-        found.mean[0, 1, 0, 0, 1], float((weight * values[:, 1, 0, 0, 1]).sum() / weight.sum()), rtol=1e-9
-    )
-    both = graphs.mask[:, 2]
-    expected = float((weight * values[:, 0, 1, 2, 4])[both].sum() / weight[both].sum())
-    np.testing.assert_allclose(found.mean[0, 0, 1, 2, 4], expected, rtol=1e-9)
-    np.testing.assert_array_equal(found.mean, found.null)
-    found.save(tmp_path / "a.npz")
-    np.testing.assert_array_equal(AttentionMap.load(tmp_path / "a.npz").mean, found.mean)
-
-
-def test_models_without_attention_or_experts_have_no_such_result(planted: GraphBatch, provenance: Provenance) -> None:
-    model = build_model(MODELS["mlp"][0](), planted.layout, 1)
-    assert attention.attention_map(model, model, planted, provenance) is None
-    assert expert_report(model, model, planted, 1, 1, provenance) is None
-
-
-def test_expert_report_survives_a_file(
-    fitted: Model, planted: GraphBatch, provenance: Provenance, tmp_path: Path
-) -> None:
-    report = expert_report(fitted, fitted, planted[:300], 1, 1, provenance)
-    assert report is not None
-    report.save(tmp_path / "experts.json")
-    assert ExpertReport.load_report(tmp_path / "experts.json") == report

@@ -78,6 +78,11 @@ class Model(nn.Module, ABC):
         holds the weights before the factors.
         """
 
+    def stream_names(self) -> tuple[str, ...]:
+        """Names of the submodules whose first argument is the node states [B, N, D]: the layers in order, then what
+        reads the last states. Empty for a model that has none."""
+        return ()
+
 
 def log_odds(logits: Float[Tensor, "*B C"], target: int) -> Float[Tensor, "*B"]:
     """Score of a class: its logit minus the log-sum-exp of the others; for two classes the log-odds."""

@@ -204,6 +204,10 @@ class GraphTransformer(Model):
         )
         return Output(self.head(pooled), trace)
 
+    def stream_names(self) -> tuple[str, ...]:
+        """See `Model.stream_names`."""
+        return (*(f"blocks.{i}" for i in range(len(self.blocks))), "norm")
+
     def pooled(
         self, h: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B E"]:

@@ -141,6 +141,10 @@ class PaperMGT(Model):
         logits = self.predict(mean_pool(torch.relu(self.cut(h)), mask))
         return Output(logits, Trace(attention, router_logits, gates * node, load * node))
 
+    def stream_names(self) -> tuple[str, ...]:
+        """See `Model.stream_names`."""
+        return (*(f"layers.{i}" for i in range(len(self.layers))), "cut")
+
     def positions(self, mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N E"]:
         """Laplacian code of each present object by its place among them, with the signs of this call."""
         place = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -123,3 +123,7 @@ class ParticleTransformer(Model):
             stored.append(attention)
         nothing = h[:, None, :, :0].expand(-1, len(self.blocks), -1, -1)
         return Output(self.head(self.pool(h, mask)), Trace(torch.stack(stored, 1), nothing, nothing))
+
+    def stream_names(self) -> tuple[str, ...]:
+        """See `Model.stream_names`."""
+        return (*(f"blocks.{i}" for i in range(len(self.blocks))), "pool")

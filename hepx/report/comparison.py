@@ -18,7 +18,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from hepx import files
 from hepx.report import style
-from hepx.report.grids import Grid, count, sigmas
+from hepx.report.grid import Grid
+from hepx.report.grids import count, sigmas
 from hepx.report.performance import LABELS, group_html
 from hepx.report.tables import number, plus_minus
 

@@ -279,57 +279,6 @@ def _correlation(a: Array, b: Array, weight: Array) -> Array:
         return covariance / np.sqrt(np.where(variance > 0, variance, np.nan))
 
 
-# Attention and experts --------------------------------------------------------------------------------------------
-
-
-def attention_pairs(saved: Saved) -> Table:
-    """The pair that looks at each other most (mean over heads, both directions) per layer and process, and its null."""
-    attention = saved.attention
-    assert attention is not None
-    strongest = _strongest_pairs(saved)
-    rows = []
-    for sample, name in enumerate(attention.sample_names):
-        for layer in range(attention.mean.shape[1] if attention.num_events[sample] else 0):
-            value, trained = _top_pair(attention.mean[sample, layer])
-            null, untrained = _top_pair(attention.null[sample, layer])
-            pairs = ["–".join(attention.slots[i] for i in pair) for pair in (trained, untrained)]
-            rows.append((layer + 1, name, pairs[0], value, pairs[1], null, strongest.get(name)))
-    columns = ("layer", "sample", "pair", "attention", "untrained_pair", "untrained_attention", "interaction_pair")
-    return Table(columns, tuple(rows))
-
-
-def _top_pair(weights: Array) -> tuple[float, tuple[int, int]]:
-    mean = weights.mean(0)
-    both = np.triu(np.nan_to_num(mean + mean.T) / 2, 1)  # NaN: a pair that never occurs
-    i, j = np.unravel_index(np.argmax(both), both.shape)
-    return float(both[i, j]), (int(i), int(j))
-
-
-def _strongest_pairs(saved: Saved) -> dict[str, str]:
-    if saved.pairs is None:
-        return {}
-    table = pair_means(saved.pairs)
-    best = {}
-    for name in saved.samples:
-        rows = [row for row in table.where(sample=name).dicts() if np.isfinite(row["mean_abs"])]
-        if rows:
-            top = max(rows, key=lambda row: row["mean_abs"])
-            best[name] = f"{top['object_1']}–{top['object_2']}"
-    return best
-
-
-def interventions(saved: Saved) -> Table:
-    """Knock-outs and swaps of experts with their significance |ΔAUC| / error."""
-    assert saved.experts is not None
-    rows = []
-    for kind, changes in (("knock_out", saved.experts.knock_out), ("swap", saved.experts.swap)):
-        for change in changes:
-            sigma = abs(change.delta_auc) / change.error if change.error > 0 else None
-            expert = change.expert + 1 if change.expert >= 0 else None
-            rows.append((kind, change.layer + 1, expert, change.delta_auc, change.error, sigma))
-    return Table(("kind", "layer", "expert", "delta_auc", "error", "significance"), tuple(rows))
-
-
 # Event displays ---------------------------------------------------------------------------------------------------
 
 

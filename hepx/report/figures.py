@@ -15,9 +15,12 @@ from hepx.progress import track
 from hepx.report import (
     derive,
     figures_events,
+    figures_experts,
     figures_network,
     figures_objects,
     figures_performance,
+    figures_states,
+    inside_tables,
     performance,
     style,
 )
@@ -163,28 +166,66 @@ FIGURES: dict[str, Figure] = {
     ),
     "attention": Figure(
         "Attention",
-        "Mean attention weight per head: the object in a row looks at the object in a column, for the trained model "
-        "and for an untrained one of the same settings. Right: size of the pair interaction, from an intervention (own "
-        "colour scale). Weighted means over the events that have both objects.",
+        "Mean attention weight per head: the object in a row looks at that in a column, for every process; below, "
+        "for an untrained network of the same settings and for one trained on shuffled labels (mean of the processes). "
+        "Right: size of the pair interaction, from an intervention (own colour scale). Weighted means over the events "
+        "that have both objects.",
         ("attention",),
         figures_network.attention,
     ),
+    "heads": Figure(
+        "What the heads do",
+        "From left to right, for every head: how evenly it looks (1: at all objects alike); which share of the "
+        "variance of its weights is one fixed map, the same in every event (grey: range of the null networks); what "
+        "its choice is made of: fixed by the two object types, by type and kinematics, by the kinematics of both, or "
+        "by the pair features; and the change of the AUC when its output is replaced by its mean, with paired "
+        "bootstrap error.",
+        ("attention",),
+        figures_network.heads,
+    ),
     "experts": Figure(
         "What the experts know and what they do",
-        "Left: what the choice of expert tells about the type of the object and, at fixed type, about the process, "
-        "beside an untrained router. Right: change of the AUC when one expert is taken away and the rest chosen anew "
-        "(circles), and when the experts of a layer trade places against their gates (squares); error bars: paired "
-        "bootstrap. Only a point left of zero by three errors or more (a dozen are looked at) says that the classifier "
-        "needs the expert.",
+        "Left: what the choice of expert tells about an object's type, the process, or an observable (at fixed "
+        "object), beside the most that a null network's choice tells; error bars: 95 % interval of the difference. "
+        "Right: change of the AUC when one expert is taken away and the rest chosen anew (circles), and when the "
+        "experts of a layer trade places against their gates (squares); error bars: paired bootstrap. Only a point "
+        "left of zero by three errors or more (a dozen are looked at) says that the classifier needs the expert.",
         ("experts",),
-        figures_network.experts,
+        figures_experts.experts,
     ),
     "routing": Figure(
         "Routing",
         "Mean gate of each expert for the objects of one type; rows add up to 1. Above the trained, below an untrained "
         "router of the same settings: only a difference between the two is learned.",
         ("experts",),
-        figures_network.routing,
+        figures_experts.routing,
+    ),
+    "likeness": Figure(
+        "How alike the experts are",
+        "Left and middle: linear CKA of the answers of two experts to the same objects, trained and untrained; 1 "
+        "means the same up to rotation and scale. Right: how often two experts are used together, over what "
+        "independent choices of this load would give.",
+        ("experts",),
+        figures_experts.likeness,
+    ),
+    "probes": Figure(
+        "What can be read off the objects' states",
+        "Share of the variance of an observable (of its logarithm, if in GeV) that a straight-line fit to the state "
+        "of one object explains, on events it was not fitted on. Layer 0 is the input of the object alone: what "
+        "rises from there was brought in by attention. Dashed: the same off an untrained network, which mixes the "
+        "inputs too; only what exceeds it was learned. Error bars: bootstrap. Fits to shuffled values (CSV) explain "
+        "nothing.",
+        ("representation",),
+        figures_states.probes,
+    ),
+    "erasures": Figure(
+        "What the classifier loses without an observable",
+        "Left: change of the AUC when no straight line can read the observable (its trend and its curvature) off the "
+        "states any more, erased after the given layer; hatched: when an observable shuffled among the events is "
+        "erased with the same effort. A probe only reads; this intervenes. Right: AUC if the layers from there on "
+        "are left out and the network's own head reads the states.",
+        ("representation",),
+        figures_states.erasures,
     ),
     "event": Figure(
         "Event display",
@@ -212,8 +253,18 @@ TABLES: dict[str, Numbers] = {
     "pairs": Numbers(("pairs",), lambda saved: derive.pair_means(_some(saved.pairs))),
     "pair_profiles": Numbers(("pairs",), lambda saved: derive.pair_profiles(_some(saved.pairs))),
     "rank_correlations": Numbers(("pairs",), lambda saved: derive.rank_correlations(_some(saved.pairs))),
-    "attention_pairs": Numbers(("attention",), derive.attention_pairs),
-    "interventions": Numbers(("experts",), derive.interventions),
+    "attention_pairs": Numbers(("attention",), inside_tables.attention_pairs),
+    "heads": Numbers(("attention",), inside_tables.heads),
+    "followed": Numbers(("attention",), inside_tables.followed),
+    "interventions": Numbers(("experts",), inside_tables.interventions),
+    "information": Numbers(("experts",), inside_tables.information),
+    "routing": Numbers(("experts",), inside_tables.routing_tables),
+    "expert_numbers": Numbers(("experts",), inside_tables.expert_numbers),
+    "probes": Numbers(("representation",), inside_tables.probes),
+    "erasures": Numbers(("representation",), inside_tables.erasures),
+    "dictionaries": Numbers(("representation",), inside_tables.dictionaries),
+    "sparsity": Numbers(("representation",), inside_tables.sparsity),
+    "lens": Numbers(("representation",), inside_tables.lens),
     "events": Numbers(("objects",), derive.displayed_events),
 }
 """Name -> numbers that are in the report but in no file of another stage."""

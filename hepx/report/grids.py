@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from hepx.config import read_yaml
-from hepx.report import style
+from hepx.report.grid import Grid, object_html, sample_html
+from hepx.report.inside_grids import inside_grids
 from hepx.report.saved import Saved
 from hepx.report.tables import Table, number, plus_minus
 from hepx.results import Provenance
 
 SHARED = ("config", "checkpoint", "data", "seed", "version", "commit", "device")
 """Fields of a provenance that are usually the same for all results of a run."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of the page: cells ready to show, and the name of its CSV file, if it has one."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    caption: str
-    csv: str = ""
-
-
-def sample_html(name: str) -> Markup:
-    """A process as HTML."""
-    return Markup(style.to_html(str(escape(style.sample_label(name)))))
-
-
-def object_html(name: str) -> Markup:
-    """An object as HTML."""
-    return Markup(style.to_html(str(escape(style.object_label(name)))))
-
-
-def observable_html(name: str) -> Markup:
-    """An observable as HTML."""
-    return Markup(style.to_html(str(escape(style.observable_label(name)))))
 
 
 def count(value: int) -> str:
@@ -81,11 +56,7 @@ def make_grids(saved: Saved, tables: dict[str, Table]) -> dict[str, Grid]:
         grids["objects"] = _per_sample(saved, tables["objects"], ("object",), "mean_abs", "error_abs", "objects")
     if "pairs" in tables:
         grids["pairs"] = _per_sample(saved, tables["pairs"], ("object_1", "object_2"), "mean_abs", "error_abs", "pairs")
-    if "attention_pairs" in tables:
-        grids["attention"] = _attention_grid(tables["attention_pairs"])
-    if saved.experts:
-        grids["information"] = _information_grid(saved)
-        grids["interventions"] = _interventions_grid(tables["interventions"])
+    grids |= inside_grids(saved, tables)
     grids["results"] = _results_grid(saved)
     return {name: grid for name, grid in grids.items() if grid.rows}
 
@@ -177,73 +148,6 @@ def _per_sample(saved: Saved, table: Table, keys: Sequence[str], value: str, err
     return Grid(
         ("Object" if len(keys) == 1 else "Pair", *(sample_html(name) for name in names)), tuple(rows), caption, csv
     )
-
-
-def _attention_grid(table: Table) -> Grid:
-    rows = [
-        (
-            row["layer"],
-            sample_html(row["sample"]),
-            _pair(row["pair"]) + f" ({row['attention']:.2f})",
-            _pair(row["untrained_pair"]) + f" ({row['untrained_attention']:.2f})",
-            _pair(row["interaction_pair"]) if row["interaction_pair"] else "–",
-        )
-        for row in table.dicts()
-    ]
-    head = ("Layer", "Process", "Most attention, trained", "Most attention, untrained", "Largest interaction |I|")
-    caption = (
-        "The pair with the largest attention weight, mean over the heads and both directions, beside the pair with the "
-        "largest interaction. Where they differ, the map does not show the pair the score depends on most."
-    )
-    return Grid(head, tuple(rows), caption, "attention_pairs")
-
-
-def _pair(names: str) -> Markup:
-    return Markup("–").join(object_html(name) for name in names.split("–"))
-
-
-def _information_grid(saved: Saved) -> Grid:
-    report = saved.experts
-    assert report is not None
-    rows = [
-        (
-            layer + 1,
-            report.distinct_experts[layer],
-            ", ".join(f"{share:.2f}" for share in report.load[layer]),
-            f"{report.information_type[layer]:.3f} ({report.information_type_null[layer]:.3f})",
-            f"{report.information_process[layer]:.4f} ({report.information_process_null[layer]:.4f})",
-        )
-        for layer in range(len(report.load))
-    ]
-    head = ("Layer", "Distinct experts", "Load of each", "I(expert; type) [bit]", "I(expert; process | type) [bit]")
-    caption = (
-        "Information the choice of expert carries, in brackets that of an untrained router. Only the excess is "
-        "learned; the type is an input of the router, so some information about it needs no learning."
-    )
-    return Grid(head, tuple(rows), caption)
-
-
-def _interventions_grid(table: Table) -> Grid:
-    """One row per expert (and one for the swap), one column per layer."""
-    layers = sorted(set(table.column("layer")))
-    experts = sorted({expert for expert in table.column("expert") if expert is not None})
-    wanted: list[tuple[str, dict[str, Any]]] = [
-        (f"without expert {expert}", {"kind": "knock_out", "expert": expert}) for expert in experts
-    ]
-    wanted.append(("experts swapped", {"kind": "swap"}))
-    rows = [(what, *(_change(table.where(layer=layer, **key)) for layer in layers)) for what, key in wanted]
-    caption = (
-        "Change of the AUC ± paired bootstrap error, and its significance. Where nothing changes, one number in twenty "
-        "passes 2 σ by chance."
-    )
-    return Grid(("Intervention", *(f"Layer {layer}" for layer in layers)), tuple(rows), caption, "interventions")
-
-
-def _change(table: Table) -> str:
-    if not len(table):
-        return "–"
-    row = table.dicts()[0]
-    return f"{plus_minus(row['delta_auc'], row['error'], signed=True)} ({sigmas(row['significance'])})"
 
 
 def _results_grid(saved: Saved) -> Grid:

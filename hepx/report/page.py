@@ -10,15 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hepx import files
+from hepx.kinematics import OBSERVABLES
 from hepx.report import derive
 from hepx.report.figures import draw_figures, write_tables
+from hepx.report.grid import object_html, observable_html
 from hepx.report.grids import (
     count,
     make_grids,
     method_name,
     named_values,
-    object_html,
-    observable_html,
     percent,
     shared_provenance,
 )
@@ -45,6 +45,7 @@ def make_report(run: Path) -> Path:
         grids=make_grids(saved, tables) | performance_grids(saved),
         summary=summary(saved),
         facts=_facts(saved),
+        verdict=_verdict(saved),
         result_problems=_problems(saved),
         choices=derive.choices(saved.objects, saved.labels) if saved.objects else (),
         moved={name: object_html(curve.moved) for name, curve in saved.responses.items()},
@@ -73,7 +74,7 @@ def summary(saved: Saved) -> tuple[tuple[str, Markup], ...]:
         ("Separation", _separation(saved)),
         ("Attributions follow", _strongest_link(saved)),
         ("Completeness", _completeness(saved)),
-        ("Experts", Markup(escape(_experts(saved)))),
+        ("Experts", _verdict(saved)),
         ("Files", Markup(f"figures/ (pdf, png) and tables/ (csv), beside {folder}/report.html")),
     )
 
@@ -141,8 +142,13 @@ def _completeness(saved: Saved) -> Markup:
     return Markup("attributions miss score − baseline score by: " + ", ".join(parts) + " (root mean square, relative)")
 
 
-def _experts(saved: Saved) -> str:
-    return saved.experts.verdict if saved.experts else "no expert analysis in this run"
+def _verdict(saved: Saved) -> Markup:
+    """The verdict on the experts with observables as in a paper."""
+    if saved.experts is None:
+        return Markup("no expert analysis in this run")
+    names = "|".join(sorted(OBSERVABLES, key=len, reverse=True))
+    text = str(escape(saved.experts.verdict))
+    return Markup(re.sub(rf"\b({names})\b", lambda match: observable_html(match[1]), text))
 
 
 # Facts ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from hepx.report import style
-from hepx.report.grids import Grid, count, sample_html, sigmas
+from hepx.report.grid import Grid, sample_html
+from hepx.report.grids import count, sigmas
 from hepx.report.saved import Saved
 from hepx.report.tables import Table, number, plus_minus
 

@@ -16,8 +16,6 @@ from hepx.errors import ResultError
 from hepx.report.tables import Table
 from hepx.results import (
     Array,
-    AttentionMap,
-    ExpertReport,
     Explanation,
     GroupExplanation,
     Importance,
@@ -28,6 +26,7 @@ from hepx.results import (
     Result,
     kind_of,
 )
+from hepx.results_network import AttentionMap, ExpertReport, Representation, Stability
 
 T = TypeVar("T")
 FEATURE_METHODS = ("integrated_gradients", "owen", "expected_gradients", "deeplift", "gradient_shap")
@@ -58,6 +57,8 @@ class Saved:
     links_provenance: Provenance | None
     attention: AttentionMap | None
     experts: ExpertReport | None
+    representation: Representation | None
+    stability: tuple[Stability, ...]
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -115,6 +116,8 @@ class Saved:
             found["attention.npz"] = self.attention.provenance
         if self.experts:
             found["experts.json"] = self.experts.provenance
+        if self.representation:
+            found["representation.json"] = self.representation.provenance
         return found
 
 
@@ -142,6 +145,8 @@ def load_saved(run: Path) -> Saved:
         links_provenance=links_provenance,
         attention=_optional(run / "attention.npz", AttentionMap.load),
         experts=_optional(run / "experts.json", ExpertReport.load_report),
+        representation=_optional(run / "representation.json", Representation.load),
+        stability=_load_stability(run / "stability.json"),
     )
 
 
@@ -185,6 +190,10 @@ def _load_results(folder: Path) -> dict[type[Result], dict[str, Any]]:
         if kind:
             found[kind][path.stem] = kind.load(path)
     return found
+
+
+def _load_stability(path: Path) -> tuple[Stability, ...]:
+    return tuple(Stability(**row) for row in _read_json(path)["layers"]) if path.exists() else ()
 
 
 def _load_links(path: Path) -> tuple[tuple[ObservableLink, ...], Provenance | None]:

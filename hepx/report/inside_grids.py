@@ -1,0 +1,259 @@
+"""The tables of the page about attention, experts and node states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from hepx.kinematics import OBSERVABLES
+from hepx.report import style
+from hepx.report.grid import Grid, object_html, observable_html, sample_html
+from hepx.report.inside_tables import QUANTITY_LABELS
+from hepx.report.saved import Saved
+from hepx.report.tables import Table, number, plus_minus
+
+CHANGES = {
+    "knock_out": "knock-out",
+    "mean_ablation": "mean output",
+    "forced": "all to it alone",
+    "swap": "experts exchanged",
+}
+MANY = 10  # rows of a table on the page; the CSV has all
+
+
+def inside_grids(saved: Saved, tables: dict[str, Table]) -> dict[str, Grid]:
+    """Every table whose numbers are there."""
+    makers = {
+        "attention_pairs": _attention,
+        "followed": _followed,
+        "heads": _heads,
+        "interventions": _interventions,
+        "information": _information,
+        "expert_numbers": _experts,
+        "dictionaries": _dictionaries,
+        "sparsity": _sparsity,
+    }
+    found = {name: make(tables[name]) for name, make in makers.items() if name in tables}
+    if saved.experts:
+        found["surrogates"] = _surrogates(saved)
+    if saved.stability:
+        found["stability"] = _stability(saved)
+    return found
+
+
+def _attention(table: Table) -> Grid:
+    kinds = ("", "untrained_", "shuffled_", "carried_")
+    rows = [
+        (
+            row["layer"],
+            sample_html(row["sample"]),
+            *(_weighted_pair(row[f"{kind}pair"], row[f"{kind}attention"]) for kind in kinds),
+            _pair(row["interaction_pair"]) if row["interaction_pair"] else "–",
+        )
+        for row in table.dicts()
+    ]
+    head = ("Layer", "Process", "Trained", "Untrained", "Shuffled labels", "Times length", "Largest interaction |I|")
+    caption = (
+        "The pair with the largest attention weight, mean over the heads and both directions, beside null networks, "
+        "the pair with the largest weight × length of what is carried, and the pair with the largest interaction. "
+        "Where the last differs, the map does not show the pair the score depends on most."
+    )
+    return Grid(head, tuple(rows), caption, "attention_pairs")
+
+
+def _weighted_pair(names: str | None, value: float) -> Markup:
+    return _pair(names) + f" ({value:.2f})" if names else Markup("–")
+
+
+def _pair(names: str) -> Markup:
+    return Markup("–").join(object_html(name) for name in names.split("–"))
+
+
+def _followed(table: Table) -> Grid:
+    rows = [
+        (
+            Markup(style.to_html(QUANTITY_LABELS[row["quantity"]])),
+            f"{row['layer']}, {row['head']}",
+            object_html(row["looks"]) + " at " + object_html(row["at"]),
+            plus_minus(row["correlation"], row["error"], signed=True),
+            number(row["untrained"], 2),
+            number(row["shuffled"], 2),
+        )
+        for row in table.dicts()
+    ]
+    head = ("Quantity", "Layer, head", "Object looks", "Rank correlation", "Untrained, largest |r|", "Shuffled")
+    caption = (
+        "Which head follows which quantity of a pair most, from event to event, inside one pair of objects and "
+        "process. The null networks are searched in the same way: below their largest value, nothing was learned."
+    )
+    return Grid(head, tuple(rows), caption, "followed")
+
+
+def _heads(table: Table) -> Grid:
+    rows = [
+        (
+            f"{row['layer']}, {row['head']}",
+            object_html(row["column"]),
+            f"{row['column_ratio']:.2f}",
+            f"{100 * row['column_share']:.0f} %",
+            f"{row['column_value_ratio']:.2f}",
+            "yes" if row["is_sink"] else "no",
+            plus_minus(row["hidden"], row["hidden_error"], signed=True),
+        )
+        for row in table.dicts()
+    ]
+    head = ("Layer, head", "Looks most at", "× chance", "Events above 2", "Carried, rel.", "Sink", "ΔAUC when hidden")
+    caption = (
+        "A <i>sink</i> is an object that a head looks at for want of something better: more than twice its share in "
+        "80 % of the events, while what it sends is shorter than average. The test is the last column: hide the "
+        "object from this head. If that costs nothing, the attention there meant nothing."
+    )
+    return Grid(head, tuple(rows), Markup(caption), "heads")
+
+
+def _information(table: Table) -> Grid:
+    """The largest excesses, and always type and process."""
+    rows = sorted(table.dicts(), key=lambda row: -row["excess"])
+    shown = rows[:MANY] + [row for row in rows[MANY:] if row["about"] in ("type", "process")]
+    cells = [
+        (
+            row["layer"],
+            _about(row["about"]) + (" | slot" if row["given"] else ""),
+            plus_minus(row["bits"], row["error"]),
+            number(row["largest_null"], 2),
+            f"{row['excess']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]".replace("-", "−"),
+        )
+        for row in shown
+    ]
+    caption = (
+        "What the choice of expert tells (bit, corrected for finite statistics), the most that any null network's "
+        "choice tells, and the excess with its 95 % interval. The type is an input of the router, so some information "
+        "about it needs no learning. “| slot”: at fixed object (b1, b2, …)."
+    )
+    head = ("Layer", "About", "I(expert; …) [bit]", "Largest null", "Excess")
+    return Grid(head, tuple(cells), caption, "information")
+
+
+def _about(name: str) -> Markup:
+    return observable_html(name) if name in OBSERVABLES else escape(name.replace("_", " "))
+
+
+def _interventions(table: Table) -> Grid:
+    """In all events: one row per expert (and one for the swap), one column per layer and change."""
+    everywhere = table.where(where="all events")
+    layers = sorted(set(everywhere.column("layer")))
+    experts = sorted({expert for expert in everywhere.column("expert") if expert is not None})
+    kinds = [kind for kind in ("knock_out", "mean_ablation", "forced") if len(everywhere.where(kind=kind))]
+    rows: list[tuple[Any, ...]] = [
+        (f"expert {e}", *(_change(everywhere.where(layer=i, kind=k, expert=e)) for i in layers for k in kinds))
+        for e in experts
+    ]
+    blank = ("",) * (len(kinds) - 1)
+    swaps = [cell for i in layers for cell in (_change(everywhere.where(layer=i, kind="swap")), *blank)]
+    rows.append(("exchanged", *swaps))
+    caption = (
+        "Change of the AUC [10⁻³] ± paired bootstrap error when one expert is taken away (the next best takes over), "
+        "when it says the same to every object (its mean output), when all objects go to it alone; and when the "
+        "experts trade places against their gates. Per process and region: the CSV file."
+    )
+    head = ("", *(f"Layer {i}: {CHANGES[k]}" for i in layers for k in kinds))
+    return Grid(head, tuple(rows), caption, "interventions")
+
+
+def _change(table: Table) -> str:
+    row = table.dicts()[0] if len(table) else None
+    if row is None or row["delta_auc"] is None:
+        return "–"
+    return plus_minus(1e3 * row["delta_auc"], None if row["error"] is None else 1e3 * row["error"], signed=True)
+
+
+def _experts(table: Table) -> Grid:
+    names = [name for name in table.columns if name.startswith("r2_")]
+    rows = [
+        (
+            f"{row['layer']}, {row['expert']}",
+            f"{row['load']:.2f}" + (" (dead)" if row["dead"] else ""),
+            number(row["most_similar"], 2),
+            *(number(row[name], 2) for name in names),
+        )
+        for row in table.dicts()
+    ]
+    read = [Markup("R² of ") + observable_html(name.removeprefix("r2_")) for name in names]
+    caption = (
+        "Load: share of all gates. Likeness: linear CKA with the most similar other expert (1: the same answer up to "
+        "rotation and scale). R²: what a straight-line fit reads off the expert's answers, on events it was not "
+        "fitted on."
+    )
+    return Grid(("Layer, expert", "Load", "Likeness", *read), tuple(rows), caption, "expert_numbers")
+
+
+def _surrogates(saved: Saved) -> Grid:
+    assert saved.experts is not None
+    rows = [
+        (s.layer + 1, plus_minus(s.fidelity, s.error), f"{s.type_only:.3f}", f"{s.largest:.3f}")
+        for s in saved.experts.surrogates
+    ]
+    caption = (
+        "How well a few cuts imitate the router: share of objects whose first expert a decision tree of depth 3 "
+        "predicts from pt, η, mass, … and the observables, on events it was not fitted on; beside a tree that sees "
+        "the object type only, and always naming the most used expert."
+    )
+    return Grid(("Layer", "Tree", "Type only", "Most used"), tuple(rows), caption)
+
+
+def _stability(saved: Saved) -> Grid:
+    rows = [
+        (
+            one.layer + 1,
+            f"{one.ari:.2f} ± {one.spread:.2f} ({one.null:.2f})",
+            f"{one.within:.2f} ({one.null_within:.2f})",
+            f"{one.nmi:.2f}",
+            f"{one.agreement:.2f}",
+        )
+        for one in saved.stability
+    ]
+    head = ("Layer", "Adjusted Rand index", "… at fixed object", "Mutual information", "Same expert")
+    caption = (
+        "How alike the expert choices of several trainings are, up to a renaming of the experts (1: the same, 0: "
+        "chance; in brackets the untrained networks). Below 0.6 the number of an expert means nothing in another "
+        "training."
+    )
+    return Grid(head, tuple(rows), caption)
+
+
+def _dictionaries(table: Table) -> Grid:
+    names = [name for name in table.columns if name.startswith("best_")]
+    rows = [
+        (
+            row["layer"],
+            row["kind"],
+            row["size"],
+            f"{100 * row['unexplained']:.1f} %",
+            row["dead"],
+            *(number(row[name], 2) for name in names),
+        )
+        for row in table.dicts()
+    ]
+    active = table.column("active")[0] if len(table) else 0
+    read = [Markup("|r| with ") + observable_html(name.removeprefix("best_")) for name in names]
+    caption = (
+        f"A sparse dictionary writes each object's state with {active} of many directions; principal components and "
+        "single neurons do the same with as many of theirs. Unexplained: variance that is missed, on events not "
+        "fitted on. |r|: the largest rank correlation of a single direction with an observable. A dictionary that "
+        "does not win both is of no use."
+    )
+    return Grid(("After layer", "Directions", "Number", "Unexplained", "Never used", *read), tuple(rows), caption)
+
+
+def _sparsity(table: Table) -> Grid:
+    rows = [
+        (row["layer"], row["expert"] or "all", f"{100 * row['critical']:.0f} %", f"{100 * row['random']:.0f} %")
+        for row in table.dicts()
+    ]
+    caption = (
+        "Critical sparsity (arXiv:2509.00454): the largest share of an expert's hidden units that can be off, "
+        "smallest first, with 99 % of the AUC left; and the same with units chosen at random. 100 %: the classifier "
+        "does without."
+    )
+    return Grid(("Layer", "Expert", "Smallest first", "At random"), tuple(rows), caption, "sparsity")

@@ -1,0 +1,171 @@
+"""What the node states hold, layer by layer: what a linear probe reads off them, what the classifier loses when that is
+erased, what sparse directions they are made of, and how far the answer has come (logit lens).
+
+Layer 0 is the embedded inputs; layer l the states after l layers. A probe reads; only an erasure intervenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hepx.graph import NODE_TYPES, GraphBatch
+from hepx.interventions import Recorder, Referee, balanced_weight, spliced
+from hepx.models import Model
+from hepx.nulls import Null
+from hepx.probes import halves, probe, targets
+from hepx.progress import track
+from hepx.representation.dictionary import dictionaries
+from hepx.representation.erasure import concept, erased, fit_eraser
+from hepx.representation.sparsity import critical_sparsity
+from hepx.results import Provenance
+from hepx.results_network import Erasure, Lens, Probe, Representation
+
+__all__ = ["representation", "stream"]
+
+Array = npt.NDArray[Any]
+ERASED = ("mbb", "mt", "mct", "met_significance")
+"""Observables whose erasure is tried, as far as the events have them."""
+ACTIVE = 8  # coefficients per state of a dictionary
+
+
+def representation(
+    model: Model, nulls: Sequence[Null], referee: Referee, provenance: Provenance
+) -> Representation | None:
+    """All analyses of the node states on the referee's events; None for a model without node states.
+
+    nulls: null networks, at least one of them untrained.
+    """
+    if not model.stream_names():
+        return None
+    untrained = next(null.model for null in nulls if null.kind == "untrained")
+    states = stream(model, referee.graphs)
+    return Representation(
+        probes=_probes(states, stream(untrained, referee.graphs), referee),
+        erasures=_erasures(model, states, referee),
+        dictionaries=_dictionaries(states, referee),
+        sparsity=critical_sparsity(model, referee),
+        lens=_lens(model, untrained, referee),
+        provenance=provenance,
+    )
+
+
+def stream(model: Model, graphs: GraphBatch) -> Array:
+    """Node states before every layer and after the last [L + 1, B, N, D]; 0 for absent objects."""
+    recorder = Recorder(model, model.stream_names())
+    parts = []
+    for batch, _ in recorder.runs(graphs):
+        states = torch.stack([recorder.kept[name][0] for name in model.stream_names()])
+        parts.append((states * batch.mask[..., None]).cpu())
+    return torch.cat(parts, 1).numpy()
+
+
+def _probes(states: Array, null: Array, referee: Referee) -> list[Probe]:
+    """Every observable from every layer and node type, beside the untrained network's states and the control task."""
+    graphs, seed = referee.graphs, referee.seed
+    weight, fitted, wanted = balanced_weight(graphs), halves(graphs, seed), targets(graphs)
+    kinds = sorted({NODE_TYPES.index(name) for name in graphs.layout.types})
+    found = []
+    for layer, kind in track([(i, k) for i in range(len(states)) for k in kinds], "probes", len(states) * len(kinds)):
+        event, slot = np.nonzero(graphs.mask.numpy() & (graphs.node_type.numpy() == kind))
+        targets_here = {name: values[event] for name, values in wanted.items()}
+        rows = (targets_here, weight[event], fitted[event], event, seed)
+        scores, nulls = (probe(part[layer, event, slot].astype(np.float64), *rows) for part in (states, null))
+        found += [
+            Probe(layer, NODE_TYPES[kind], name, s.value, s.error, s.control, nulls[name].value)
+            for name, s in scores.items()
+            if name in nulls
+        ]
+    return found
+
+
+def _erasures(model: Model, states: Array, referee: Referee) -> list[Erasure]:
+    """Each observable erased from all nodes at each layer, and the same with its values permuted."""
+    known = targets(referee.graphs)
+    weight, rng = balanced_weight(referee.graphs), np.random.default_rng([referee.seed, 13])
+    names = [name for name in ERASED if name in known]
+    tried = [(layer, name) for layer in range(len(states)) for name in names]
+    found = []
+    for layer, name in track(tried, "erasures", len(tried)):
+        there = np.isfinite(known[name])
+        permuted = known[name].copy()
+        permuted[there] = rng.permutation(permuted[there])
+        delta, error, rank = _erase(model, states[layer], known[name], weight, layer, referee)
+        control = _erase(model, states[layer], permuted, weight, layer, referee)[:2]
+        readable = _readability(states[layer], known[name], weight, referee)
+        found.append(Erasure(layer, name, rank, delta, error, *control, *readable))
+    return found
+
+
+def _erase(
+    model: Model, states: Array, values: Array, weight: Array, layer: int, referee: Referee
+) -> tuple[float | None, float | None, int]:
+    """ΔAUC, its error, and the largest rank, when an observable is erased from every slot at one layer."""
+    mask, erasers = referee.graphs.mask.numpy(), {}
+    for slot in range(mask.shape[1]):
+        rows = mask[:, slot] & np.isfinite(values)
+        if rows.sum() > states.shape[-1]:
+            erasers[slot] = fit_eraser(states[rows, slot].astype(np.float64), concept(values[rows]), weight[rows])
+    changed = erased(model, model.stream_names()[layer], erasers)
+    return *referee.overall([referee.score(changed)]), max((one.rank for one in erasers.values()), default=0)
+
+
+def _readability(states: Array, wanted: Array, weight: Array, referee: Referee) -> tuple[float, float]:
+    """R² of a probe of all nodes side by side on held-out events, before and after an erasure fitted on the others."""
+    flat, fitted = states.reshape(len(states), -1).astype(np.float64), halves(referee.graphs, referee.seed)
+    event = np.arange(len(flat))
+    rows = fitted & np.isfinite(wanted)
+    before = probe(flat, {"it": wanted}, weight, fitted, event, referee.seed)
+    if "it" not in before or rows.sum() <= flat.shape[1]:
+        return 0.0, 0.0
+    eraser = fit_eraser(flat[rows], concept(wanted[rows]), weight[rows])
+    after = probe(eraser(flat), {"it": wanted}, weight, fitted, event, referee.seed)
+    return before["it"].value, after["it"].value
+
+
+def _dictionaries(states: Array, referee: Referee) -> list[Any]:
+    """One comparison per layer after the first, on the states of all present nodes."""
+    graphs = referee.graphs
+    event, slot = np.nonzero(graphs.mask.numpy())
+    weight, fitted = balanced_weight(graphs)[event], halves(graphs, referee.seed)[event]
+    wanted = {name: values[event] for name, values in targets(graphs).items() if name in ERASED}
+    found = []
+    for layer in range(1, len(states)):
+        here = states[layer, event, slot].astype(np.float64)
+        found += dictionaries(here, weight, fitted, slot, wanted, layer, ACTIVE, referee.seed)
+    return found
+
+
+def _lens(model: Model, untrained: Model, referee: Referee) -> list[Lens]:
+    """AUC when the last reader gets the states of an earlier layer, of the trained and the untrained network."""
+    found = []
+    for layer in range(len(model.stream_names())):
+        values = []
+        for network in (model, untrained):
+            score = referee.score(early_exit(network, layer))
+            values.append(referee.auc(score))
+        spread = float(np.nanstd(values[0][1]))
+        found.append(Lens(layer, values[0][0], spread, values[1][0]))
+    return found
+
+
+def early_exit(model: Model, layer: int) -> Model:
+    """A copy whose reader of the last states gets those before `layer` instead; the last one changes nothing."""
+    names, kept = model.stream_names(), {}
+
+    def keep(h: Tensor, *rest: Any) -> tuple[Any, ...]:
+        kept["h"] = h
+        return h, *rest
+
+    def replay(h: Tensor, *rest: Any) -> tuple[Any, ...]:
+        del h
+        return kept["h"], *rest
+
+    if layer == len(names) - 1:
+        return model
+    return spliced(model, {names[layer]: keep, names[-1]: replay})
