@@ -253,8 +253,8 @@ class Run:
         if data.variations:
             nominal = Scored(test, found.scores["score"].to_numpy())
             varied = ((name, data.load("test", name)) for name in data.variations)
-            efficiencies = settings.evaluate.signal_efficiencies
-            result["variations"] = compare_variations(model, nominal, varied, efficiencies, settings.seed)
+            efficiencies, factors = settings.evaluate.signal_efficiencies, result["yield_factors"]
+            result["variations"] = compare_variations(model, nominal, varied, efficiencies, factors, settings.seed)
         evaluate.write_scores(self.folder / "scores.parquet", found.scores)
         found.measured.save(self.folder / "replicas.npz")
         files.write_json(self.folder / "metrics.json", result)

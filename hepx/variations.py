@@ -5,7 +5,7 @@ The same events are compared, matched by event id, so the errors of the differen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hepx import metrics
-from hepx.graph import GraphBatch
+from hepx.graph import GraphBatch, Layout
 from hepx.models import Model, predict
 
 Array = npt.NDArray[Any]
@@ -46,14 +46,17 @@ def compare_variations(
     nominal: Scored,
     varied: Iterable[tuple[str, GraphBatch]],
     efficiencies: Sequence[float],
+    yield_factors: Mapping[str, float],
     seed: int,
 ) -> list[dict[str, Any]]:
-    """One entry per variation: AUC, yields per sample, and yields above the nominal cuts on the score, each with its
+    """`yield_factors`: sample -> what the weights of its test events count for, so that yields are of all events.
+
+    One entry per variation: AUC, yields per sample, and yields above the nominal cuts on the score, each with its
     difference to the nominal value and the statistical error of that difference. Negative weights keep their sign.
     """
     y, score, weight = (nominal.graphs.y == SIGNAL).numpy(), nominal.score, nominal.graphs.weight.numpy()
     cuts = {efficiency: metrics.threshold_at(y, score, weight, efficiency) for efficiency in efficiencies}
-    found = []
+    factors, found = np.array([yield_factors[name] for name in nominal.graphs.layout.samples]), []
     for name, graphs in varied:
         pair = _match(nominal, Scored(graphs, predict(model, graphs, SIGNAL).double().numpy()))
         found.append(
@@ -63,9 +66,9 @@ def compare_variations(
                 "gained": int((pair.present[1] & ~pair.present[0]).sum()),
                 "lost": int((pair.present[0] & ~pair.present[1]).sum()),
                 "auc": _auc(pair, seed),
-                "yields": _yields(pair, graphs.layout.samples, -np.inf),
+                "yields": _yields(pair, graphs.layout, factors),
                 "cuts": [
-                    {"signal_efficiency": efficiency, "score": cut, "yields": _classes(pair, cut)}
+                    {"signal_efficiency": efficiency, "score": cut, "yields": _classes(pair, cut, factors)}
                     for efficiency, cut in cuts.items()
                 ],
             }
@@ -98,18 +101,22 @@ def _auc(pair: _Pair, seed: int) -> dict[str, float]:
     }
 
 
-def _yields(pair: _Pair, samples: Sequence[str], cut: float) -> list[dict[str, Any]]:
-    return [{"sample": name, **_yield(pair, pair.sample == i, cut)} for i, name in enumerate(samples)]
+def _yields(pair: _Pair, layout: Layout, factors: Array) -> list[dict[str, Any]]:
+    classes = ("signal" if label == SIGNAL else "background" for label in layout.labels)
+    return [
+        {"sample": name, "class": kind, **_yield(pair, pair.sample == i, -np.inf, factors)}
+        for i, (name, kind) in enumerate(zip(layout.samples, classes, strict=True))
+    ]
 
 
-def _classes(pair: _Pair, cut: float) -> list[dict[str, Any]]:
+def _classes(pair: _Pair, cut: float, factors: Array) -> list[dict[str, Any]]:
     names = (("signal", pair.y == SIGNAL), ("background", pair.y != SIGNAL))
-    return [{"class": name, **_yield(pair, chosen, cut)} for name, chosen in names]
+    return [{"class": name, **_yield(pair, chosen, cut, factors)} for name, chosen in names]
 
 
-def _yield(pair: _Pair, chosen: Array, cut: float) -> dict[str, float]:
+def _yield(pair: _Pair, chosen: Array, cut: float, factors: Array) -> dict[str, float]:
     """Σw above a cut on the score, and its difference to the nominal one with the error √Σ(Δw)² of matched events."""
-    kept = np.where(pair.present & (pair.score >= cut) & chosen, pair.weight, 0.0)
+    kept = np.where(pair.present & (pair.score >= cut) & chosen, pair.weight * factors[pair.sample], 0.0)
     nominal, varied = kept.sum(axis=1)
     return {
         "value": float(varied),

@@ -22,7 +22,7 @@ from scipy import stats
 from hepx import files, metrics, report
 from hepx.errors import ResultError
 from hepx.kinematics import OBSERVABLES
-from hepx.report import derive, page, style
+from hepx.report import derive, page, style, variations
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import Table
 from hepx.results import (
@@ -357,11 +357,50 @@ def make_dataset(samples: Sequence[str] = SAMPLES, slots: Sequence[str] = SLOTS)
         "split": {"fractions": [0.6, 0.2, 0.2]},
         "sources": [
             {"path": f"data/{n}.root", "tree": "analysis", "num_events": 8000, "uuid": f"1f-{n}", "size": 2100000}
+            | {"tagger": "DL1dv01" if n == "ttbar" else "", "computed": ["met_significance"] if n == "ttbar" else []}
             for n in samples
         ],
         "shards": [],
         "cutflow": dict.fromkeys(samples, flow),
     }
+
+
+def make_variations() -> list[dict[str, Any]]:
+    """What `evaluate` saves about two variations."""
+
+    def change(nominal: float, difference: float) -> dict[str, float]:
+        values = {"value": nominal + difference, "nominal": nominal, "difference": difference}
+        return {**values, "difference_error": abs(difference) / 4}
+
+    found = []
+    for name, size in (("jes_up", 0.05), ("jes_down", -0.04)):
+        yields = zip(SAMPLES, ("signal", "background", "background"), (100.0, 4000.0, 0.0), strict=True)
+        classes = {"signal": change(50.0, 50 * size), "background": change(40.0, 0.0)}
+        auc = {"value": 0.95 + size / 100, "error": 0.002, "difference": size / 100, "difference_error": 0.0002}
+        cut = {"signal_efficiency": 0.5, "score": 2.0, "yields": [{"class": c, **v} for c, v in classes.items()]}
+        rows = [{"sample": s, "class": kind, **change(nominal, size * nominal)} for s, kind, nominal in yields]
+        events = {"events": 900, "gained": 20, "lost": 3}
+        found.append({"variation": name, **events, "auc": auc, "yields": rows, "cuts": [cut]})
+    return found
+
+
+def make_varied(nominal: Explanation) -> Explanation:
+    """The explanation under a variation: fewer events, and 0.5 logit more for the first object."""
+    events = EventTable(**{
+        name: value[50:] if isinstance(value, np.ndarray) else value for name, value in vars(nominal.events).items()
+    })  # fmt: skip
+    values = nominal.values[50:].copy()
+    values[:, 0] += 0.5
+    parts = {name: getattr(nominal, name)[50:] for name in ("score", "baseline_score")}
+    return replace(nominal, events=events, values=values, error=None, interactions=None, **parts)
+
+
+CONFIG = """name: synthetic
+seed: 42
+data:
+  samples: {signal: {xsec_pb: 1.0}}
+  variations: {jes_up: {scale: {jet.pt: 1.05}}, jes_down: {scale: {jet.pt: "1 - 0.04 * tagged"}, samples: [ttbar]}}
+"""
 
 
 def write_run(run: Path) -> Path:
@@ -379,10 +418,11 @@ def write_run(run: Path) -> Path:
     files.write_json(run / "stability.json", {"runs": ["a", "b", "c"], "layers": stability})
     table = make_scores(rng)
     pq.write_table(table, run / "scores.parquet")
-    files.write_json(run / "metrics.json", make_metrics(table))
+    make_varied(shapley).save(run / "explain" / "shapley@jes_up.npz")
+    files.write_json(run / "metrics.json", {**make_metrics(table), "variations": make_variations()})
     files.write_json(run / "dataset" / "dataset.json", make_dataset())
     files.write_json(run / "provenance.json", {"config": "c0ffee", "seed": 42, "packages": {"numpy": "2"}})
-    files.write_text(run / "config.yaml", "name: synthetic\nseed: 42\ndata: {samples: {signal: {xsec_pb: 1.0}}}\n")
+    files.write_text(run / "config.yaml", CONFIG)
     header = "epoch,loss,balance_loss,z_loss,validation_loss,validation_auc,lr"
     lines = [f"{e},{0.6 / e**0.3},{1 + 0.4 / e},0.1,{0.62 / e**0.28},{0.95 - 0.2 / e},0.001" for e in range(1, 21)]
     files.write_text(run / "history.csv", "\n".join([header, *lines]) + "\n")
@@ -688,3 +728,48 @@ def test_table_of_numbers_survives_csv(tmp_path: Path) -> None:
     files.write_text(tmp_path / "table.csv", table.to_csv())
     rows = read_csv(tmp_path / "table.csv")
     assert [row["value"] for row in rows] == [repr(1 / 3), "", "", "-1e-09"]
+
+
+# Systematic variations ----------------------------------------------------------------------------------------------
+
+
+def test_variations_are_those_of_metrics_json(run: Path, saved: Saved) -> None:
+    rows = read_csv(run / "tables" / "variations.csv")
+    assert len(rows) == 2 * (1 + len(SAMPLES) + 2)
+    auc = [float(row["difference"]) for row in rows if row["what"] == "auc"]
+    assert auc == [one["auc"]["difference"] for one in saved.variations]
+    (found,) = [r for r in variations.changes(saved).dicts() if (r["variation"], r["class"]) == ("jes_up", "background")
+                and r["signal_efficiency"] is None]  # fmt: skip
+    assert found["change"] == pytest.approx(5.0)  # percent, of the sum of both backgrounds
+    assert found["error"] == pytest.approx(1.25)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "jet.pt × 1.05" in text
+    assert "jet.pt × (1 - 0.04 * tagged); only ttbar" in text
+
+
+def test_explanation_under_a_variation_is_compared_event_by_event(run: Path, saved: Saved) -> None:
+    assert "shapley@jes_up" not in saved.explanations  # it must not be taken for the nominal one
+    rows = read_csv(run / "tables" / "varied_objects.csv")
+    assert {(row["variation"], row["method"]) for row in rows} == {("jes_up", "shapley")}
+    for row in rows:
+        assert float(row["change"]) == pytest.approx(0.5 if row["object"] == SLOTS[0] else 0, abs=1e-6)
+        assert float(row["error"]) == pytest.approx(0, abs=1e-6)
+    assert sum(int(row["events"]) for row in rows) == len(SLOTS) * (600 - 50)
+
+
+def test_without_variations_the_page_has_no_such_section(bare: Path) -> None:
+    report.make_report(bare)
+    assert "Systematic variations" not in (bare / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_was_computed_is_marked_in_the_table_of_files(run: Path, bare: Path) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "Computed by hepx" in text
+    assert "met significance" in text
+    assert "DL1dv01" in text
+    dataset = make_dataset()
+    for source in dataset["sources"]:
+        del source["tagger"], source["computed"]
+    files.write_json(bare / "dataset" / "dataset.json", dataset)
+    report.make_report(bare)
+    assert "Computed by hepx" not in (bare / "report.html").read_text(encoding="utf-8")

@@ -386,7 +386,8 @@ def toys() -> GraphBatch:
     rng = np.random.default_rng(2)
     y = torch.from_numpy((rng.random(2000) < 0.5).astype(np.int64))
     weight = torch.from_numpy(np.where(rng.random(2000) < 0.2, -1.0, 1.0) * rng.uniform(0.5, 2, 2000))
-    return replace(graphs, y=y, sample=y * 0, weight=weight)
+    layout = replace(graphs.layout, samples=("planted", "nothing"))
+    return replace(graphs, y=y, sample=y * 0, weight=weight, layout=layout)
 
 
 @pytest.fixture(scope="module")
@@ -394,9 +395,13 @@ def model(toys: GraphBatch) -> Model:
     return build_model(MLPSettings(), toys.layout, seed=1).eval()
 
 
+FACTOR = 5.0  # as if a fifth of the events were test events
+FACTORS = {"planted": FACTOR, "nothing": 1.0}
+
+
 def compared(model: Model, toys: GraphBatch, varied: GraphBatch) -> dict[str, Any]:
     score = predict(model, toys).double().numpy()
-    (found,) = compare_variations(model, Scored(toys, score), [("x", varied)], [0.5], seed=3)
+    (found,) = compare_variations(model, Scored(toys, score), [("x", varied)], [0.5], FACTORS, seed=3)
     return found
 
 
@@ -412,23 +417,23 @@ def test_the_same_events_differ_in_nothing(model: Model, toys: GraphBatch) -> No
     y, score, weight = toys.y.numpy(), predict(model, toys).double().numpy(), toys.weight.numpy()
     assert found["auc"]["value"] == pytest.approx(metrics.auc(y, score, weight), abs=1e-12)
     kept = (score >= found["cuts"][0]["score"]) & (y == 1)
-    assert found["cuts"][0]["yields"][0]["value"] == pytest.approx(weight[kept].sum())
+    assert found["cuts"][0]["yields"][0]["value"] == pytest.approx(FACTOR * weight[kept].sum())
 
 
 def test_scaled_weights_change_the_yield_and_not_the_auc(model: Model, toys: GraphBatch) -> None:
     found = compared(model, toys, replace(toys, weight=1.1 * toys.weight))
     assert found["auc"]["difference"] == pytest.approx(0, abs=1e-12)
-    total = float(toys.weight.sum())
+    total, error = FACTOR * float(toys.weight.sum()), FACTOR * float((toys.weight**2).sum().sqrt())
     assert found["yields"][0]["difference"] == pytest.approx(0.1 * total)
-    assert found["yields"][0]["difference_error"] == pytest.approx(0.1 * float((toys.weight**2).sum().sqrt()))
+    assert found["yields"][0]["difference_error"] == pytest.approx(0.1 * error)
 
 
 def test_lost_events_are_counted(model: Model, toys: GraphBatch) -> None:
     found = compared(model, toys, toys[30:])
     lost = toys.weight[:30]
     assert (found["events"], found["gained"], found["lost"]) == (1970, 0, 30)
-    assert found["yields"][0]["difference"] == pytest.approx(-float(lost.sum()))
-    assert found["yields"][0]["difference_error"] == pytest.approx(float((lost**2).sum().sqrt()))
+    assert found["yields"][0]["difference"] == pytest.approx(-FACTOR * float(lost.sum()))
+    assert found["yields"][0]["difference_error"] == pytest.approx(FACTOR * float((lost**2).sum().sqrt()))
     pair = found["auc"]
     assert pair["difference_error"] < 0.3 * pair["error"]  # the events that both have cancel in the difference
     other = toys[30:]

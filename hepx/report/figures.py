@@ -23,6 +23,7 @@ from hepx.report import (
     inside_tables,
     performance,
     style,
+    variations,
 )
 from hepx.report.saved import Saved
 from hepx.report.tables import Table
@@ -111,6 +112,14 @@ FIGURES: dict[str, Figure] = {
         "bootstrap of the test events, which the classifiers share.",
         ("groups",),
         figures_performance.points,
+    ),
+    "variations": Figure(
+        "Systematic variations",
+        "Change of the AUC, and of the weighted yields of signal and background, when the test events are varied; open "
+        "symbols: above the cut on the score that keeps this share of the nominal signal. Error bars: statistical, of "
+        "the difference between the same events. The classifier is the nominal one.",
+        ("variations",),
+        variations.draw,
     ),
     "waterfall": Figure(
         "From the baseline to the score, object by object",
@@ -246,6 +255,8 @@ TABLES: dict[str, Numbers] = {
     "measures": Numbers((), performance.measure_table),
     "groups": Numbers(("groups",), performance.group_table),
     "calibration": Numbers(("calibrated",), performance.calibration_table),
+    "variations": Numbers(("variations",), variations.variation_table),
+    "varied_objects": Numbers(("varied",), variations.attribution_table),
     "completeness": Numbers(("explanations",), derive.completeness),
     "waterfall": Numbers(("objects",), lambda saved: derive.waterfall(_some(saved.objects))),
     "objects": Numbers(("objects",), lambda saved: derive.object_means(_some(saved.objects))),

@@ -96,11 +96,24 @@ def _cutflow_cells(row: dict[str, Any]) -> list[str]:
 
 
 def _sources_grid(saved: Saved) -> Grid:
-    rows = [
-        (Path(source["path"]).name, source["tree"], count(source["num_events"]), source["uuid"], _size(source["size"]))
-        for source in saved.dataset.get("sources", [])
-    ]
-    return Grid(("File", "Tree", "Events", "UUID", "Size"), tuple(rows), "The ROOT files this run has read.")
+    sources = saved.dataset.get("sources", [])
+    marks = {"tagger": "b-tagger", "computed": "Computed by hepx"}
+    shown = [name for name in marks if any(source.get(name) for source in sources)]
+    rows = []
+    for source in sources:
+        about = (source["tree"], count(source["num_events"]), source["uuid"], _size(source["size"]))
+        rows.append((Path(source["path"]).name, *about, *(_mark(source.get(name)) for name in shown)))
+    caption = "The files this run has read."
+    if "tagger" in shown:
+        caption += " The b-tag is computed from the probabilities of the tagger named."
+    if "computed" in shown:
+        caption += " What a file does not have is computed from its objects, and marked."
+    head = ("File", "Tree", "Events", "UUID", "Size", *(marks[name] for name in shown))
+    return Grid(head, tuple(rows), caption)
+
+
+def _mark(value: Any) -> str:
+    return value if isinstance(value, str) else ", ".join(name.replace("_", " ") for name in value or ()) or "–"
 
 
 def _size(num_bytes: float) -> str:
@@ -152,7 +165,7 @@ def _per_sample(saved: Saved, table: Table, keys: Sequence[str], value: str, err
 
 def _results_grid(saved: Saved) -> Grid:
     """Where each result comes from; what is the same for all stands among the facts instead."""
-    found = saved.provenances()
+    found = saved.provenances() | {f"explain/{name}.npz": one.provenance for name, one in saved.varied.items()}
     varying = [name for name in SHARED if name not in shared_provenance(saved)]
     rows = [
         (path, p.method, named_values(p.settings), *(getattr(p, name) for name in varying)) for path, p in found.items()

@@ -38,7 +38,7 @@ class Saved:
     """The results of a run; None (or empty) where a stage was not run or does not apply to the model.
 
     scores: column -> values [B] of the test events; explanations, group_values, edges, importances: name of the file ->
-    result; responses: observable -> ResponseCurve.
+    result; responses: observable -> ResponseCurve; varied: METHOD@VARIATION -> Explanation under a variation.
     """
 
     run: Path
@@ -52,6 +52,7 @@ class Saved:
     group_values: dict[str, GroupExplanation]
     edges: dict[str, PairExplanation]
     importances: dict[str, Importance]
+    varied: dict[str, Explanation]
     responses: dict[str, ResponseCurve]
     links: tuple[ObservableLink, ...]
     links_provenance: Provenance | None
@@ -74,6 +75,11 @@ class Saved:
     def luminosity(self) -> float:
         """Integrated luminosity the weights are scaled to, fb⁻¹."""
         return float(self.dataset["luminosity"])
+
+    @property
+    def variations(self) -> list[dict[str, Any]]:
+        """What each systematic variation does to the measures."""
+        return list(self.metrics.get("variations", []))
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -125,7 +131,8 @@ def load_saved(run: Path) -> Saved:
     """Read a run folder; ResultError if it lacks what every report needs, or holds a broken file."""
     if not run.is_dir():
         raise ResultError(f"there is no run folder '{run}'. Give the folder that `hepx run CONFIG` made.")
-    found = _load_results(run / "explain")
+    results = _load_results(run / "explain")
+    found = {kind: {name: one for name, one in of.items() if "@" not in name} for kind, of in results.items()}
     responses = {name.removeprefix("response_"): curve for name, curve in found[ResponseCurve].items()}
     links, links_provenance = _load_links(run / "explain" / "links.json")
     return Saved(
@@ -140,6 +147,7 @@ def load_saved(run: Path) -> Saved:
         group_values=found[GroupExplanation],
         edges=found[PairExplanation],
         importances=found[Importance],
+        varied={name: one for name, one in results[Explanation].items() if "@" in name},
         responses=responses,
         links=links,
         links_provenance=links_provenance,
