@@ -92,6 +92,7 @@ def _run(
     work: str | Callable[[Run], None],
     execution: Execution | None = None,
     methods: list[str] | None = None,
+    resume: bool = False,
 ) -> Run:
     """Open the run, log into its log.txt, and carry out the stages up to `work`, or other work.
 
@@ -102,6 +103,8 @@ def _run(
 
     run = Run.from_config(target, overrides or [], runs, methods or [])
     run.execution = execution or run.execution
+    if resume:
+        run.check_resumable()
     with _resumable(), joined() as run.ranks:
         if not run.ranks.is_first:
             log.setLevel(logging.WARNING)
@@ -154,11 +157,23 @@ def convert(
 @app.command(
     epilog="Examples:\n\n  hepx train configs/quickstart.yaml model.num_experts=4\n\n"
     "  torchrun --nproc_per_node=2 -m hepx.cli train configs/quickstart.yaml        several GPUs, or processes\n\n"
+    "  hepx train my.yaml --from runs/quickstart train.trainable_layers=1              fine-tuning: the last layer\n\n"
     "An interrupted training goes on. On SIGTERM or SIGUSR1 it writes a checkpoint and exits with code 85."
 )
-def train(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
+def train(
+    target: Target,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    source: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Fine-tune this trained run: same as train.from=RUN.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Fail if there is no checkpoint to go on from (else: start anew).")
+    ] = False,
+) -> None:
     """Train the model (after converting, if needed)."""
-    done = _run(target, overrides, runs, "train")
+    changes = [*(overrides or []), *([f'train.from="{source}"'] if source else [])]
+    done = _run(target, changes, runs, "train", resume=resume)
     typer.echo(f"checkpoints: {done.folder / 'checkpoints'}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import logging
 import platform
@@ -13,28 +12,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import Any, Self
 
 import torch
-from pydantic import Field, field_validator, model_validator
 
 import hepx
 from hepx import evaluate, files, report, store, train
 from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
-from hepx.config import Settings, load, parse, write_yaml
+from hepx.config import load, parse, write_yaml
 from hepx.errors import ConfigError, DataError, HepxError, ResultError, closest
-from hepx.evaluate import SIGNAL, EvaluateSettings
-from hepx.events import DataSettings, find_files
-from hepx.graph import GraphBatch, GraphSettings
-from hepx.insides import FILES, NULLS, STABILITY, Inside, InsideSettings, describe
-from hepx.models import MODELS, Model, build_model, flaws
+from hepx.evaluate import SIGNAL
+from hepx.events import find_files
+from hepx.graph import GraphBatch
+from hepx.insides import FILES, NULLS, STABILITY, Inside, describe
+from hepx.models import Model, build_model, flaws
 from hepx.remote import Location, Url, identity
 from hepx.results import Explanation, Provenance, is_result_of
 from hepx.schemas import load_schema
+from hepx.settings import RunSettings
 from hepx.store import GraphStore
-from hepx.train import Epoch, OnDisk, Ranks, TrainSettings
+from hepx.train import Epoch, OnDisk, Ranks
 from hepx.variations import Scored, compare_variations
 from hepx.workers import Execution
 
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 STAGES: dict[str, tuple[str, ...]] = {
     "convert": ("dataset",),
-    "train": ("checkpoints", "history.csv"),
+    "train": ("checkpoints", "history.csv", "history.jsonl"),
     "evaluate": ("metrics.json", "scores.parquet", "replicas.npz"),
     "explain": ("explain", *FILES.values(), NULLS, STABILITY),
     "report": ("report.html", "figures", "tables"),
@@ -50,53 +51,6 @@ STAGES: dict[str, tuple[str, ...]] = {
 """The stages in order, and what each writes."""
 WAIT = "wait for it, or choose another name=…"
 OPTIONAL = (*FILES.values(), NULLS, STABILITY)  # not every model has attention or experts
-if TYPE_CHECKING:
-    AnyModel = Any
-    AnyMethod = Method
-else:
-    AnyModel = Union[tuple(settings for settings, _ in MODELS.values())]  # noqa: UP007
-    AnyMethod = Union[tuple(METHODS.values())]  # noqa: UP007
-
-
-class RunSettings(Settings):
-    """Everything about one run; see configs/quickstart.yaml for an example with every key explained."""
-
-    name: str
-    seed: int = Field(default=42, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data: DataSettings
-    graph: GraphSettings = GraphSettings()
-    model: Annotated[AnyModel, Field(discriminator="name")]
-    train: TrainSettings = TrainSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-    explain: tuple[Annotated[AnyMethod, Field(discriminator="method")], ...] = ()
-    insides: InsideSettings = InsideSettings()
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder_name(cls, value: str) -> str:
-        if not value or value in (".", "..") or any(sign in value for sign in "\\\0"):
-            raise ValueError("expected the name of a folder")
-        return value
-
-    @model_validator(mode="after")
-    def _variations_exist(self) -> Self:
-        for name in (method.variation for method in self.explain if method.variation):
-            if name not in self.data.variations:
-                raise ValueError(f"explain: unknown variation '{name}'; {closest(name, self.data.variations)}")
-        return self
-
-    @model_validator(mode="after")
-    def _results_have_names(self) -> Self:
-        names = [method.result for method in self.explain]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"explain: two methods would write explain/{twice[0]}.npz; keep one, or make them differ")
-        return self
-
-    def dump(self) -> dict[str, Any]:
-        """The resolved config as plain values."""
-        return self.model_dump(mode="json", by_alias=True)
 
 
 class Run:
@@ -219,10 +173,7 @@ class Run:
     def _train(self) -> None:
         self._called = self.ranks.from_first(True)
         history = self._fit()
-        with files.atomic(self.folder / "history.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(asdict(history[0])))
-            writer.writeheader()
-            writer.writerows(asdict(epoch) for epoch in history)
+        train.write_history(self.folder, history)
         best = max(history, key=lambda epoch: epoch.validation_auc)
         log.info("best validation AUC %.4f in epoch %d of %d", best.validation_auc, best.epoch, len(history))
 
@@ -231,11 +182,41 @@ class Run:
         data, settings = self.store(), self.settings
         model = build_model(settings.model, data.layout, settings.seed).to(self.device)
         events, validation = OnDisk(data, "train"), OnDisk(data, "validation")
-        checkpoints = self.folder / "checkpoints"
+        checkpoints, source = self.folder / "checkpoints", None
+        if settings.train.source is not None:
+            source = Path(settings.train.source) / "checkpoints"
+            config = Path(settings.train.source) / "config.yaml"
+            other = parse(RunSettings, load(config), f"config '{config}'")
+            train.check_same_model(settings.train.source, settings.model, other.model)
+            train.check_same_nodes(settings.train.source, settings.graph, other.graph)
         if self.ranks.is_first:
-            ids = (part.event_id.numpy() for part in train.parts(events))
-            train.write_training_events(checkpoints, ids, int(events.counts.sum()))
-        return train.fit(model, events, validation, settings.train, settings.seed, checkpoints, self.ranks)
+            self._note_training_events(events, source)
+        track = partial(train.tracked, self.folder, settings.train.track, self.folder.name, settings.dump())
+        return train.fit(
+            model, events, validation, settings.train, settings.seed, checkpoints, self.ranks, source, track
+        )
+
+    def _note_training_events(self, events: OnDisk, source: Path | None) -> None:
+        """Those of this training, and those of the one it starts from."""
+        ids: Iterator[Any] = (part.event_id.numpy() for part in train.parts(events))
+        known = [] if source is None else [train.training_events(source)]
+        number = int(events.counts.sum()) + sum(map(len, known))
+        train.write_training_events(self.folder / "checkpoints", chain(ids, known), number)
+
+    def _source(self) -> dict[str, str] | None:
+        """The run that the training starts from and the digest of its weights."""
+        wanted = self.settings.train.source
+        return None if wanted is None else train.find_source(wanted, self._done().get("train", {}).get("source"))
+
+    def check_resumable(self) -> None:
+        """ConfigError if there is no training with these settings to go on with."""
+        key, owner = self.key("train"), self.folder / "checkpoints" / "key.txt"
+        begun = owner.exists() and owner.read_text() == key and (owner.parent / "last.pt").exists()
+        if not begun and self._done().get("train", {}).get("key") != key:
+            raise ConfigError(
+                f"--resume: '{self.folder}' holds no checkpoint of a training with these settings. "
+                "Without --resume it starts from the beginning."
+            )
 
     def follow(self) -> None:
         """What every process but the first does: wait until that one comes to the training, if it does, and help."""
@@ -344,6 +325,7 @@ class Run:
     def key(self, stage: str) -> str:
         """Digest of everything that a stage and those before it depend on."""
         settings = self.settings
+        weights = (self._source() or {}).get("checkpoint")
         data = settings.data.model_dump(mode="json")
         variations = data.pop("variations")  # a new one does not change what was trained, nor explained without it
         used = {method.variation for method in settings.explain}
@@ -356,7 +338,7 @@ class Run:
                 settings.graph.model_dump(mode="json"),
                 self._inputs(),
             ],
-            "train": [settings.model.model_dump(mode="json"), settings.train.recipe(), settings.seed],
+            "train": [settings.model.model_dump(mode="json"), settings.train.recipe(), settings.seed, weights],
             "evaluate": settings.evaluate.model_dump(mode="json"),
             "explain": [
                 [method.model_dump(mode="json") for method in settings.explain],
@@ -415,6 +397,8 @@ class Run:
         done[stage] = {"key": key, "seconds": round(time.monotonic() - start, 2), "time": _now()}
         if stage == "convert":
             done[stage]["inputs"] = self._inputs()
+        elif stage == "train":
+            done[stage]["source"] = self._source()
         files.write_json(self.folder / "stages.json", done)
         log.info("%s: %.1f s", stage, done[stage]["seconds"])
 
@@ -442,6 +426,7 @@ class Run:
         packages = ("torch", "torch-geometric", "captum", "uproot", "awkward", "vector", "numpy", "scikit-learn")
         return {
             "config": files.digest(self.settings.dump()),
+            "source": self._source(),
             "seed": self.settings.seed,
             "version": hepx.__version__,
             "commit": _commit(),

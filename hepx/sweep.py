@@ -24,7 +24,8 @@ from hepx.comparison import Row, compare_runs
 from hepx.config import Settings, apply_overrides, load, parse, write_yaml
 from hepx.errors import ConfigError, PreemptedError, ResultError
 from hepx.progress import progress
-from hepx.run import Run, RunSettings, log_file
+from hepx.run import Run, log_file
+from hepx.settings import RunSettings
 
 log = logging.getLogger(__name__)
 

@@ -169,7 +169,7 @@ def test_items_made_ahead_are_the_same_and_their_errors_arrive() -> None:
         raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
-        list(ahead(broken()))
+        list(ahead(broken(), 2))
     made = []
     for item in ahead((made.append(i) or i for i in range(1000)), 5):  # type: ignore[func-returns-value]
         if item == 2:
@@ -301,7 +301,7 @@ from hepx.train import Epoch, OnDisk, TrainSettings, fit, parts, write_training_
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 store = GraphStore(folder)
-settings = TrainSettings(epochs=1, batch_size=4096, keep="disk", validation_events=20_000)
+settings = TrainSettings(epochs=1, batch_size=1024, keep="disk", validation_events=20_000)
 model = build_model(MoEGraphTransformerSettings(dim=8, expert_dim=4, num_heads=2), store.layout, 1)
 events = OnDisk(store, "train")
 write_training_events(folder / "c", (part.event_id.numpy() for part in parts(events)), int(events.counts.sum()))

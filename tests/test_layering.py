@@ -37,6 +37,7 @@ LAYERS = [
     {"attribution", "attention", "experts", "representation", "evaluate", "comparison", "variations"},
     {"insides"},
     {"report"},
+    {"settings"},
     {"run"},
     {"sweep", "batch", "agreement"},
     {"cli"},

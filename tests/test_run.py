@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from hepx import metrics
 from hepx.config import load, parse, write_yaml
@@ -66,7 +70,15 @@ def small(runs: Path) -> Path:
 
 
 def test_run_folder_holds_every_result(small: Path) -> None:
-    wanted = ["config.yaml", "provenance.json", "metrics.json", "history.csv", "scores.parquet", "experts.json"]
+    wanted = [
+        "config.yaml",
+        "provenance.json",
+        "metrics.json",
+        "history.csv",
+        "history.jsonl",
+        "scores.parquet",
+        "experts.json",
+    ]
     wanted += ["attention.npz", "report.html", "log.txt", "checkpoints/best.safetensors", "explain/shapley.npz"]
     wanted += ["explain/integrated_gradients.npz", "explain/response_mbb.npz", "explain/links.json"]
     assert [name for name in wanted if not (small / name).exists()] == []
@@ -148,6 +160,44 @@ def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> 
     assert (runs / "killed" / "metrics.json").read_bytes() == (small / "metrics.json").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_run_is_fine_tuned(small: Path, runs: Path, tmp_path: Path) -> None:
+    """Its events are refused where they would test the new run; its weights are named; --resume finds it finished."""
+    source = tmp_path / "source"
+    shutil.copytree(small, source, ignore=shutil.ignore_patterns("explain", "figures"))
+    changes = [change if not change.startswith("name=") else "name=tuned" for change in SMALL]
+    arguments = [str(CONFIG), *changes, "train.trainable_layers=1", "--runs", str(runs)]
+    done = hepx("train", *arguments, "--from", str(source))
+    assert done.returncode == 0, done.stderr
+    assert "trained: head; all else stays as it is" in done.stderr
+    before, after = (load_file(folder / "checkpoints" / "best.safetensors") for folder in (source, runs / "tuned"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("head.") for name in moved)
+    provenance = json.loads((runs / "tuned" / "provenance.json").read_text())
+    digest = hashlib.sha256((source / "checkpoints" / "best.safetensors").read_bytes()).hexdigest()
+    assert provenance["source"] == {"run": str(source), "checkpoint": digest[:16]}
+    shutil.rmtree(source)  # it was noted, so the run goes on without it
+    again = hepx("train", str(runs / "tuned"), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "train: done already" in again.stderr
+    resplit = hepx(
+        "evaluate",
+        str(CONFIG),
+        *changes[1:],
+        "name=resplit",
+        f"train.from={small}",
+        "--runs",
+        str(runs),
+        "data.split.fractions=[0.2, 0.2, 0.6]",
+    )
+    assert resplit.returncode == 3
+    assert "or one it was fine-tuned from" in resplit.stderr
+    other = hepx("train", str(CONFIG), *changes[1:], "name=other", "model.dim=32", f"train.from={small}")
+    assert other.returncode == 2
+    assert "has dim 16, that of this config 32" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("number", "code", "where", "message"),
     [
@@ -188,6 +238,8 @@ def test_ctrl_c_and_signals_end_with_a_sentence(
         (["convert", str(CONFIG), "data.select=met > "], 2, "is not valid"),
         (["convert", str(CONFIG), "data.schema=nano"], 2, "unknown schema 'nano'"),
         (["train", str(CONFIG), "device=cuda"], 2, "torch sees no GPU here"),
+        (["train", str(CONFIG), "--resume"], 2, "--resume: "),
+        (["train", str(CONFIG), "--from", "none"], 2, "'none' is not the folder of a run whose training is finished"),
         (["simulate", "ttbars"], 2, "ttbar"),
     ],
 )

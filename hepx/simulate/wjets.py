@@ -9,8 +9,8 @@ rarer than in data or in a calculation of W + bb; jets beyond the first are soft
 radiated off a pair of jets, no double parton scattering, and no second W or Z. The filters want two heavy quarks:
 events with two tags of which one or both are light jets are lost, which is in the filter loss of data/README.md.
 
-g -> bb is made four times as often as it happens, and the events are weighted back (Eur. Phys. J. C 73, 2350): about half as
-many effective events per second again. Larger factors spread the weights more than they add events.
+g -> bb is made four times as often as it happens, and the events are weighted back (Eur. Phys. J. C 73, 2350): about
+half as many effective events per second again. Larger factors spread the weights more than they add events.
 
 Cross sections: leading order from Pythia 8.317 with its default NNPDF2.3 LO, 3920 pb, over all W decays; `kfac` is
 that of the inclusive W, 61 526.7 pb at NNLO for W -> l nu, three flavours (FEWZ 3.1, arXiv:1105.3540, the value that

@@ -11,7 +11,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hepx.models import Model, Output, Trace, predict
 from hepx.models.layers import MixtureOfExperts
 from hepx.progress import Advance, progress
 from hepx.train.events import Batch, Events, Feed, InMemory, at_most, parts
+from hepx.train.finetune import freeze
 from hepx.train.losses import (
     BALANCE_LOSSES,
     balance_loss,
@@ -92,7 +94,7 @@ class _Fit:
         settings = self.settings = feed.settings
         self.seed, self.ranks = feed.seed, feed.ranks
         self.validation_weight = training_weights(validation, settings.weights)
-        self.parameters = list(model.parameters())
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
         # fused: one kernel for all parameters, whose cost per step is what makes small batches dear
         self.optimizer = optimizer(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
@@ -215,6 +217,19 @@ class _Fit:
         self.history = [Epoch(**values) for values in state["history"]]
 
 
+Report = Callable[[Sequence[Epoch]], None]
+Track = Callable[[int], AbstractContextManager[Report]]
+
+
+def _no_report(history: Sequence[Epoch]) -> None:
+    del history
+
+
+def _untracked(num_known: int) -> AbstractContextManager[Report]:
+    del num_known
+    return nullcontext(_no_report)
+
+
 def fit(
     model: Model,
     train: GraphBatch | Events,
@@ -223,25 +238,34 @@ def fit(
     seed: int,
     folder: Path,
     ranks: Ranks = ALONE,
+    source: Path | None = None,
+    track: Track = _untracked,
 ) -> list[Epoch]:
     """Train `model` in place and leave it with its best weights; returns the history.
 
     Writes `best.safetensors` (highest validation AUC) and `last.pt` (the state) into `folder`; if `last.pt` is there
     already, the training goes on from it and ends as if it had never stopped, also with another number of processes
     (up to rounding and dropout then). A signal that `signals.raised` listens to ends it after the step at hand, with
-    the state saved. With several `ranks` every process calls this and the first one writes.
+    the state saved. With several `ranks` every process calls this and the first one writes. `source`: the checkpoint
+    folder of a training to go on from, with its standardisation. `track` is told the number of epochs known already and
+    gives, while its context lasts, what is called with the history after every epoch.
     """
     train, validation = (InMemory(one) if isinstance(one, GraphBatch) else one for one in (train, validation))
     device = next(model.parameters()).device
     scale = class_scale(parts(train), settings.weights)
     feed = Feed(train, scale, settings, seed, device, ranks)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        model.inputs.fit_parts(
-            (one.to(device), loss_weights(one, scale, settings.weights).to(device)) for one in parts(train)
-        )
+        if source is None:
+            model.inputs.fit_parts(
+                (one.to(device), loss_weights(one, scale, settings.weights).to(device)) for one in parts(train)
+            )
+        else:
+            load_weights(model, source)
+            freeze(model, settings.freeze, settings.trainable_layers)
         state = _Fit(model, feed, at_most(validation, settings.validation_events))
         _start(state, folder)
-        _epochs(state, folder)
+        with (track if ranks.is_first else _untracked)(len(state.history)) as report:
+            _epochs(state, folder, report)
     load_weights(model, folder)
     return state.history
 
@@ -258,17 +282,17 @@ def _start(state: _Fit, folder: Path) -> None:
     state.ranks.copy_first([*state.model.state_dict().values(), *state.kept.state_dict().values()])
 
 
-def _epochs(state: _Fit, folder: Path) -> None:
+def _epochs(state: _Fit, folder: Path, report: Report) -> None:
     settings = state.settings
     total = settings.epochs * state.steps_per_epoch
     with signals.deferred("checkpoint written") as stop, progress("train", total, " steps") as advance:
         advance(state.total_steps)
         while len(state.history) < settings.epochs and not _stopped(state.history, settings.patience):
-            if not _steps(state, folder, advance, stop):
+            if not _steps(state, folder, advance, stop, report):
                 return
 
 
-def _steps(state: _Fit, folder: Path, advance: Advance, stop: Callable[[], bool]) -> bool:
+def _steps(state: _Fit, folder: Path, advance: Advance, stop: Callable[[], bool], report: Report) -> bool:
     """The rest of an epoch; False if it was stopped."""
     settings, saved, since = state.settings, state.step, time.monotonic()
     for batch in state.feed.batches(len(state.history), state.step):
@@ -285,6 +309,7 @@ def _steps(state: _Fit, folder: Path, advance: Advance, stop: Callable[[], bool]
     if state.finish_epoch():
         _save_weights(state, folder)
     log.debug("%s", state.history[-1])
+    report(state.history)
     _save(state, folder)
     return not state.ranks.any(stop())[0]
 

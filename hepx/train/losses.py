@@ -93,11 +93,12 @@ def z_loss(trace: Trace, mask: Bool[Tensor, "B N"], total: Total = _alone) -> Fl
 def update_selection_bias(
     model: Model, trace: Trace, mask: Bool[Tensor, "B N"], rate: float, total: Total = _alone
 ) -> None:
-    """Loss-free balancing: raise the bias of experts used less than average, lower the others'."""
+    """Loss-free balancing: raise the bias of experts used less than average, lower the others'; frozen ones keep it."""
     load = total(((trace.gates > 0) & mask[:, None, :, None]).sum((0, 2)).float())
     step = rate * torch.sign(load.mean(-1, keepdim=True) - load)
     for layer, moe in enumerate(module for module in model.modules() if isinstance(module, MixtureOfExperts)):
-        moe.selection_bias += step[layer]
+        if moe.router.weight.requires_grad:
+            moe.selection_bias += step[layer]
 
 
 def hide_objects(mask: Bool[Tensor, "B N"], fraction: float, uniform: Float[Tensor, "B N+2"]) -> Bool[Tensor, "B N"]:

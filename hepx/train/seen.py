@@ -46,6 +46,7 @@ def refuse_training_events(folder: Path, event_id: Int64) -> None:
     seen = event_id[known[position] == event_id]
     if len(seen):
         raise DataError(
-            f"{len(seen)} of {len(event_id)} events to be evaluated were used to train the model in '{folder}', for "
-            f"example {in_words(int(seen[0]))}. Evaluate on other events, or train again with this split."
+            f"{len(seen)} of {len(event_id)} events to be evaluated were used to train the model in '{folder}' or one "
+            f"it was fine-tuned from, for example {in_words(int(seen[0]))}. Evaluate on other events, or train again "
+            "with this split."
         )

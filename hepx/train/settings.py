@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from hepx.config import Settings
 
-NEUTRAL = frozenset({"checkpoint_seconds", "checkpoint_steps", "keep", "memory_gb"})
-"""Settings that decide nothing about the result: a training may go on with other ones."""
+NEUTRAL = frozenset({"checkpoint_seconds", "checkpoint_steps", "keep", "memory_gb", "track", "source"})
+"""Settings that decide nothing about the result: a training may go on with other ones. (Of the source it is the
+weights that decide, not where they lie.)"""
 
 
 class TrainSettings(Settings):
@@ -35,7 +36,13 @@ class TrainSettings(Settings):
     precision: `bfloat16` computes the large matrix products of the training in 16 bit (autocast); inputs, router,
     softmax, loss and everything after the training stay in 32. compile: fuse the model's operations with torch.compile
     (takes a minute first; needs a C++ compiler; a restart then goes on to rounding, not bit for bit).
+
+    from: the folder of a trained run to start from (fine-tuning): its best weights and its standardisation of the
+    inputs. freeze: parts of the model that stay as they are then; trainable_layers: so many of the last ones do not.
+    track: show the history in TensorBoard, MLflow and W&B too (extra `trackers`).
     """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=512, ge=1)
@@ -63,6 +70,16 @@ class TrainSettings(Settings):
     validation_events: int = Field(default=500_000, ge=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    source: str | None = Field(default=None, alias="from")
+    freeze: tuple[str, ...] = ()
+    trainable_layers: int | None = Field(default=None, ge=1)
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+
+    @model_validator(mode="after")
+    def _freezes_trained_weights(self) -> TrainSettings:
+        if self.source is None and (self.freeze or self.trainable_layers is not None):
+            raise ValueError("freeze and trainable_layers need `from`: layers with random weights would stay random")
+        return self
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide about the result, as plain values."""
