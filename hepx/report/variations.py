@@ -13,7 +13,8 @@ from matplotlib.ticker import NullLocator
 from hepx.config import read_yaml
 from hepx.metrics import weighted_mean
 from hepx.report import style
-from hepx.report.grids import Grid, count, method_name, object_html
+from hepx.report.grid import Grid, object_html
+from hepx.report.grids import count, method_name
 from hepx.report.saved import Saved
 from hepx.report.tables import Table, plus_minus
 
