@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from hepx import attention, experts, files, representation
@@ -48,6 +50,7 @@ class Inside:
     """The network to look into and what it is compared with.
 
     build: a fresh model of the same settings from a seed; training: loads the training and validation events;
+    yield_factors: process -> factor that makes its test weights expected yields; background_uncertainty: relative;
     key: names the training, so that null networks of another one are not taken for those of this one.
     """
 
@@ -58,6 +61,8 @@ class Inside:
     train_settings: TrainSettings
     target: int
     seed: int
+    yield_factors: Mapping[str, float]
+    background_uncertainty: float
     key: str
 
 
@@ -81,7 +86,15 @@ def describe(
     if not wanted:
         return
     graphs = subsample(inside.test, settings.events, inside.seed)
-    referee = Referee(inside.model, graphs, inside.target, inside.seed, regions_of(graphs, settings.regions))
+    referee = Referee(
+        inside.model,
+        graphs,
+        inside.target,
+        inside.seed,
+        regions_of(graphs, settings.regions),
+        _yields(inside, graphs),
+        inside.background_uncertainty,
+    )
     nulls = list(_nulls(inside, settings.nulls, folder))
     for name, values in wanted.items():
         result = _ANALYSES[name](inside.model, nulls, referee, provenance(name, values))
@@ -93,6 +106,15 @@ _ANALYSES: Mapping[str, Callable[..., Any]] = {
     "experts": experts.expert_report,
     "representation": representation.representation,
 }
+
+
+def _yields(inside: Inside, graphs: GraphBatch) -> npt.NDArray[np.float64]:
+    """Expected events that each chosen test event stands for [B]; a process of no positive weight has none."""
+    number = len(graphs.layout.samples)
+    whole, part = (np.bincount(g.sample.numpy(), g.weight.double().numpy(), number) for g in (inside.test, graphs))
+    factors = np.array([inside.yield_factors.get(name, 0.0) for name in graphs.layout.samples])
+    scale = np.divide(factors * whole, part, out=np.zeros(number), where=part > 0)
+    return graphs.weight.double().numpy() * scale[graphs.sample.numpy()]
 
 
 def _nulls(inside: Inside, settings: NullSettings, folder: Path) -> Iterator[Null]:

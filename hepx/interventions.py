@@ -29,6 +29,7 @@ from hepx.results_network import Effect
 Array = npt.NDArray[Any]
 Change = Callable[..., tuple[Any, ...]]
 REPLICAS = 100
+EFFICIENCY = 0.7  # share of the signal kept by the cut at which significances are compared
 EVERYWHERE = "all events"
 
 
@@ -138,12 +139,24 @@ def auc_replicas(y: Array, score: Array, draws: Array) -> Array:
     return np.divide(np.trapezoid(signal, background, axis=1), total, out=np.full(len(draws), np.nan), where=good)
 
 
+def significances(y: Array, score: Array, yields: Array, uncertainty: float) -> Array:
+    """Asimov significance [R] above the cut that keeps 70 % of the signal, for each row of yields [R, B]; NaN where
+    that leaves no background. uncertainty: of the background, relative."""
+    order = np.argsort(-score, kind="stable")
+    w, signal = yields[:, order], y[order] == 1
+    s, b = np.cumsum(w * signal, axis=1), np.cumsum(w * ~signal, axis=1)
+    cut = np.argmax(s >= EFFICIENCY * s[:, -1:], axis=1)
+    rows = np.arange(len(w))
+    return metrics.asimov_significance(s[rows, cut], b[rows, cut], uncertainty * b[rows, cut])
+
+
 @dataclass(frozen=True)
 class Referee:
     """Judges changed models on one set of events against the model as it is.
 
     model, target: whose score of which class; graphs: the events; regions: name -> mask [B], each compared with the
-    events outside it. Every background process is judged too, against all signal.
+    events outside it. Every background process is judged too, against all signal. yields [B]: expected events each
+    event stands for, None: no significances; uncertainty: of the background, relative.
     """
 
     model: Model
@@ -151,8 +164,11 @@ class Referee:
     target: int
     seed: int
     regions: Mapping[str, Array] = field(default_factory=dict)
+    yields: Array | None = None
+    uncertainty: float = 0.0
     y: Array = field(init=False)
     weight: Array = field(init=False)
+    counts: Array = field(init=False)
     draws: Array = field(init=False)
     reference: Array = field(init=False)
     _cache: dict[str, tuple[float, Array]] = field(init=False, default_factory=dict)
@@ -160,8 +176,9 @@ class Referee:
     def __post_init__(self) -> None:
         y = (self.graphs.y == self.target).numpy().astype(np.int64)
         weight = self.graphs.weight.double().numpy()
-        draws = weight * np.random.default_rng(self.seed).poisson(1.0, (REPLICAS, len(y)))
-        values = {"y": y, "weight": weight, "draws": draws, "reference": self.score(self.model)}
+        counts = np.random.default_rng(self.seed).poisson(1.0, (REPLICAS, len(y)))
+        values = {"y": y, "weight": weight, "counts": counts, "draws": weight * counts}
+        values["reference"] = self.score(self.model)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -193,6 +210,25 @@ class Referee:
         after = [self.auc(score, mask) for score in scores]
         return float(np.mean([a - before for a, _ in after])), np.mean([r - replicas for _, r in after], axis=0)
 
+    def change_of_significance(
+        self, scores: Sequence[Array], where: str, mask: Array | None
+    ) -> dict[str, float | None]:
+        """Mean change of the Asimov significance, and its paired bootstrap error, as fields of an `Effect`."""
+        if self.yields is None:
+            return {}
+        chosen = np.ones(len(self.y), dtype=bool) if mask is None else mask
+        counts = np.concatenate([np.ones((1, len(self.y))), self.counts])[:, chosen]
+
+        def judged(score: Array) -> Array:
+            assert self.yields is not None
+            return significances(self.y[chosen], score[chosen], self.yields[chosen] * counts, self.uncertainty)
+
+        key = f"significance {where}"
+        if key not in self._cache:
+            self._cache[key] = (0.0, judged(self.reference))
+        changes = np.mean([judged(score) - self._cache[key][1] for score in scores], axis=0)
+        return {"delta_z": _finite(changes[0]), "delta_z_error": _spread(changes[1:])}
+
     def overall(self, scores: Sequence[Array]) -> tuple[float | None, float | None]:
         """Mean ΔAUC of the changed scores in all events, and its error."""
         delta, replicas = self.change(scores, EVERYWHERE, None)
@@ -203,12 +239,14 @@ class Referee:
         found = []
         for where, mask in {EVERYWHERE: None, **self.processes()}.items():
             delta, replicas = self.change(scores, where, mask)
-            found.append(Effect(kind, layer, index, where, _finite(delta), _spread(replicas)))
+            significance = self.change_of_significance(scores, where, mask)
+            found.append(Effect(kind, layer, index, where, _finite(delta), _spread(replicas), **significance))
         for where, mask in self.regions.items():
             inside, outside = (self.change(scores, name, m) for name, m in ((where, mask), (f"not {where}", ~mask)))
             chosen = [_selectivity(inside[0], outside[0]), _spread(_selectivity(inside[1], outside[1]))]
             values = (_finite(inside[0]), _spread(inside[1]), _finite(outside[0]), _spread(outside[1]))
-            found.append(Effect(kind, layer, index, where, *values, _finite(chosen[0]), chosen[1]))
+            significance = self.change_of_significance(scores, where, mask)
+            found.append(Effect(kind, layer, index, where, *values, _finite(chosen[0]), chosen[1], **significance))
         return found
 
 

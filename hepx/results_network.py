@@ -28,7 +28,8 @@ class Effect:
     kind: what was done, to part `index` (−1: all of them) of `layer`. where: all events, one background process
     against all signal, or a region; then `outside` is the change in the other events, and selectivity
     (Δ − Δ outside) / (|Δ| + |Δ outside|): 1 if AUC is lost in the region only. delta_z: change of the Asimov
-    significance. None where a number is not defined.
+    significance of the expected yields above the cut that keeps 70 % of the signal there. None where a number is not
+    defined.
     """
 
     kind: str

@@ -307,6 +307,8 @@ class Run:
             train_settings=settings.train,
             target=SIGNAL,
             seed=settings.seed,
+            yield_factors=files.read_json(self.folder / "metrics.json")["yield_factors"],
+            background_uncertainty=settings.evaluate.background_uncertainty,
             key=self.key("train"),
         )
         describe(inside, settings.insides, self.folder, self._provenance)

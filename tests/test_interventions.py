@@ -13,7 +13,16 @@ from insides_models import SMALL, mixed_graphs, small_network
 from hepx import metrics
 from hepx.errors import ConfigError
 from hepx.graph import GraphBatch
-from hepx.interventions import Recorder, Referee, attention_names, auc_replicas, balanced_weight, regions_of, spliced
+from hepx.interventions import (
+    Recorder,
+    Referee,
+    attention_names,
+    auc_replicas,
+    balanced_weight,
+    regions_of,
+    significances,
+    spliced,
+)
 from hepx.models import MODELS, build_model, predict
 from hepx.nulls import shuffled, shuffled_labels, untrained
 from hepx.train import TrainSettings
@@ -70,6 +79,24 @@ def test_referee_judges_regions(mixed: GraphBatch) -> None:
     assert inside.delta_auc is not None
     assert inside.delta_auc < everywhere.delta_auc < 0
     assert all(effect.delta_auc == 0 for effect in referee.effects("nothing", 0, 0, [good, good]))
+
+
+def test_change_of_the_significance(mixed: GraphBatch) -> None:
+    """Nothing changes nothing; ten times the background behind the same cut costs what the formula says; without
+    background there is none."""
+    y = np.array([1] * 10 + [0] * 10)
+    score = np.r_[np.arange(20, 10, -1), np.arange(10, 0, -1)].astype(float)
+    score[10] = 30  # one background event passes every cut
+    (found,) = significances(y, score, np.ones((1, 20)), 0.1)
+    assert found == pytest.approx(float(metrics.asimov_significance(7.0, 1.0, 0.1)))
+    score[10] = 0
+    assert np.isnan(significances(y, score, np.ones((1, 20)), 0.1)).all()
+    referee = Referee(small_network(mixed, 1), mixed, 1, 1, {}, np.ones(len(mixed)), 0.1)
+    (same,) = referee.effects("nothing", 0, 0, [referee.reference])
+    assert (same.delta_z, same.delta_z_error) == (0, 0)
+    worse = np.random.default_rng(0).permutation(referee.reference)
+    (shuffled_score,) = referee.effects("shuffled", 0, 0, [np.where(mixed.y == 1, 1.0, -1.0) + 0.1 * worse])
+    assert shuffled_score.delta_z is None or shuffled_score.delta_z > 0
 
 
 def test_regions_and_balanced_weights(mixed: GraphBatch) -> None:

@@ -205,7 +205,7 @@ def make_experts(
         for kind in ("knock_out", "mean_ablation", "forced")
         for i in range(layers)
         for e in range(experts)
-        for where, more in (("all events", ()), ("with j3", (-0.001, 0.001, 0.3, 0.1)))
+        for where, more in (("all events", ()), ("with j3", (-0.001, 0.001, 0.3, 0.1, -0.12, 0.05)))
     ]
     effects[0] = Effect("knock_out", 0, 0, "all events", -0.031, 0.002)
     effects += [Effect("swap", i, -1, "all events", -0.05 * (i + 1), 0.004) for i in range(layers)]
@@ -509,6 +509,7 @@ def test_numbers_of_metrics_stand_on_the_page(run: Path, saved: Saved) -> None:
     assert "Verdict: the experts of layer 1 and 2 differ in function" in text
     assert "0.30 ± 0.05 (0.10)" in text  # stability
     assert "+0.120 [+0.100, +0.140]" in text  # excess information
+    assert "−0.120 ± 0.050" in text  # ΔZ in a region
 
 
 # What is missing --------------------------------------------------------------------------------------------------
