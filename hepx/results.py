@@ -100,6 +100,26 @@ class EventResult(Result):
     """Base of the results that say something of each event."""
 
     events: EventTable
+    values: Array
+    error: Array | None
+    score: Array
+    note: str
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame with one row per event and the event number as index, so it can be joined to any table.
+
+        Columns: sample, label, weight, observables (GeV, rad), score, baseline_score, attribution_… and error_… in the
+        unit of the values; interaction_… of pairs, where the method has them. NaN where an object is absent.
+        """
+        from hepx import frames
+
+        return frames.to_pandas(self)
+
+    def plot(self) -> Any:
+        """A matplotlib Figure of the weighted means per process; a notebook shows it, `.savefig(path)` writes it."""
+        from hepx.report import draw  # upwards, and only when asked: a result draws itself
+
+        return draw(self)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:

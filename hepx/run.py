@@ -252,7 +252,7 @@ class Run:
             self._describe(model, data, test)
         refused = []
         for number, method in enumerate(self.settings.explain):
-            provenance = self._provenance(method.name, method.model_dump(mode="json"), method.variation)
+            provenance = self.provenance(method.name, method.model_dump(mode="json"), method.variation)
             if is_result_of(self._result(method), provenance):
                 log.info("%s: done already", method.result)
                 continue
@@ -311,7 +311,7 @@ class Run:
             background_uncertainty=settings.evaluate.background_uncertainty,
             key=self.key("train"),
         )
-        describe(inside, settings.insides, self.folder, self._provenance)
+        describe(inside, settings.insides, self.folder, self.provenance)
 
     def _report(self) -> None:
         report.make_report(self.folder)
@@ -411,7 +411,8 @@ class Run:
             shutil.rmtree(owner.parent)
         files.write_text(owner, key)
 
-    def _provenance(self, method: str, settings: dict[str, Any], variation: str = "") -> Provenance:
+    def provenance(self, method: str, settings: dict[str, Any], variation: str = "") -> Provenance:
+        """Where a result of this run comes from that is made now."""
         return Provenance(
             method=method,
             settings=settings,

@@ -4,7 +4,8 @@
 """
 
 from hepx.report.comparison import make_comparison
+from hepx.report.explained import draw
 from hepx.report.figures import FIGURES, TABLES, Figure, Numbers
 from hepx.report.page import make_report, summary_lines
 
-__all__ = ["FIGURES", "TABLES", "Figure", "Numbers", "make_comparison", "make_report", "summary_lines"]
+__all__ = ["FIGURES", "TABLES", "Figure", "Numbers", "draw", "make_comparison", "make_report", "summary_lines"]

@@ -106,7 +106,7 @@ def waterfall(explanation: Explanation) -> Table:
     """
     rows: list[tuple[Any, ...]] = []
     assert explanation.baseline_score is not None
-    for name, events in _samples(explanation.events):
+    for name, events in samples_with_events(explanation.events):
         weight = explanation.events.weight[events]
         start, error = metrics.weighted_mean(explanation.baseline_score[events], weight)
         rows.append((name, "baseline", start, error, 0.0, start))
@@ -124,7 +124,7 @@ def object_means(explanation: Explanation) -> Table:
     """Mean attribution and mean |attribution| of every object per process, over the events that have the object."""
     columns = ("sample", "object", "mean", "error", "mean_abs", "error_abs", "share_present", "events")
     rows = []
-    for name, events in _samples(explanation.events):
+    for name, events in samples_with_events(explanation.events):
         total = explanation.events.weight[events].sum()
         for slot, label in enumerate(explanation.events.slots):
             chosen = events & explanation.events.mask[:, slot]
@@ -139,7 +139,7 @@ def feature_means(explanation: Explanation) -> Table:
     columns = ("sample", "object", "feature", "mean", "error", "mean_abs", "error_abs")
     table, rows = explanation.events, []
     used = (explanation.values != 0).any(0) | (table.x != 0).any(0)
-    for name, events in _samples(table):
+    for name, events in samples_with_events(table):
         for slot, feature in zip(*np.nonzero(used), strict=True):
             chosen = events & table.mask[:, slot]
             numbers = _mean_and_abs(explanation.values[chosen, slot, feature], table.weight[chosen])
@@ -156,7 +156,7 @@ def completeness(saved: Saved) -> Table:
     return Table(("method", "events", "relative", "largest", "note"), tuple(rows))
 
 
-def _samples(table: EventTable) -> Iterator[tuple[str, Array]]:
+def samples_with_events(table: EventTable) -> Iterator[tuple[str, Array]]:
     """Name and event mask of every sample that has events."""
     for name in table.sample_names:
         events = table.of_sample(name)
@@ -175,7 +175,7 @@ def pair_means(explanation: Explanation) -> Table:
     """Mean interaction and mean |interaction| of every pair per process, over the events that have both objects."""
     assert explanation.interactions is not None
     table, rows = explanation.events, []
-    for name, events in _samples(table):
+    for name, events in samples_with_events(table):
         for i, j in zip(*np.triu_indices(len(table.slots), 1), strict=True):
             chosen = events & table.mask[:, i] & table.mask[:, j]
             numbers = _mean_and_abs(explanation.interactions[chosen, i, j], table.weight[chosen])
@@ -218,7 +218,7 @@ def _profile(explanation: Explanation, name: str, pair: tuple[int, int]) -> Iter
     if not present.any():
         return
     edges = nice_edges(table.observable(name)[present])
-    for sample, events in _samples(table):
+    for sample, events in samples_with_events(table):
         for low, high in pairwise(edges):
             inside = events & present & (table.observable(name) >= low) & (table.observable(name) < high)
             if inside.sum() >= MIN_EVENTS:
@@ -245,7 +245,7 @@ def rank_correlations(explanation: Explanation) -> Table:
     table, rows = explanation.events, []
     for name, pair in pair_observables(explanation).items():
         values = explanation.interactions[:, *pair]
-        for sample, events in _samples(table):
+        for sample, events in samples_with_events(table):
             chosen = events & table.mask[:, list(pair)].all(1) & np.isfinite(table.observable(name))
             result = rank_correlation(table.observable(name)[chosen], values[chosen], table.weight[chosen])
             rows.append((name, *(table.slots[i] for i in pair), sample, *result, int(chosen.sum())))

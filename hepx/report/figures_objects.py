@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from hepx.report import derive, style
 from hepx.report.saved import Saved
 from hepx.report.tables import Table, fixed, plus_minus
-from hepx.results import ResponseCurve
+from hepx.results import Explanation, ResponseCurve
 
 RAISES, LOWERS = "#b2182b", "#2166ac"  # the ends of the diverging colour map
 
@@ -20,13 +21,20 @@ RAISES, LOWERS = "#b2182b", "#2166ac"  # the ends of the diverging colour map
 def waterfall(saved: Saved) -> dict[str, Canvas]:
     """From the mean baseline score to the mean score, one panel per process."""
     assert saved.objects is not None
-    table, slots = derive.waterfall(saved.objects), saved.objects.events.slots
-    names = [name for name in saved.samples if len(table.where(sample=name))]
+    figure = draw_waterfall(saved.objects, style.colors(saved))
+    style.stamp(figure, saved)
+    return {"": figure}
+
+
+def draw_waterfall(explanation: Explanation, colors: Mapping[str, str]) -> Canvas:
+    """The waterfall of one explanation of the objects; colors: of the samples."""
+    table, slots = derive.waterfall(explanation), explanation.events.slots
+    names = [name for name in explanation.events.sample_names if len(table.where(sample=name))]
     figure = style.canvas(style.WIDTH, 1.5 + 0.42 * (len(slots) + 2))
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
         _steps(axes, table.where(sample=name), slots)
-        axes.set_title(style.sample_label(name), color=style.colors(saved)[name])
+        axes.set_title(style.sample_label(name), color=colors[name])
     for axes in panels:
         axes.set_xlabel("Mean score  [logit]")
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -34,8 +42,7 @@ def waterfall(saved: Saved) -> dict[str, Canvas]:
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.4, -0.6)
     _pad_x(panels[0], table, 0.13 * max(len(names), 2))
-    style.stamp(figure, saved)
-    return {"": figure}
+    return figure
 
 
 def _steps(axes: Axes, table: Table, slots: tuple[str, ...]) -> None:
@@ -82,10 +89,16 @@ def _pad_x(axes: Axes, table: Table, share: float) -> None:
 
 def features(saved: Saved) -> dict[str, Canvas]:
     """Mean |attribution| of every feature of every object, one panel per process."""
-    explanation = saved.features
-    assert explanation is not None
+    assert saved.features is not None
+    figure = draw_features(saved.features, style.colors(saved))
+    style.stamp(figure, saved)
+    return {"": figure}
+
+
+def draw_features(explanation: Explanation, colors: Mapping[str, str]) -> Canvas:
+    """The same of one explanation of the features; colors: of the samples."""
     table, events = derive.feature_means(explanation), explanation.events
-    names = [name for name in saved.samples if len(table.where(sample=name))]
+    names = [name for name in events.sample_names if len(table.where(sample=name))]
     used = [feature for feature in events.features if len(table.where(feature=feature))]
     figure = style.canvas(style.WIDTH, 1.3 + 0.42 * len(events.slots))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -99,10 +112,9 @@ def features(saved: Saved) -> dict[str, Canvas]:
         columns = [style.feature_label(feature) for feature in used]
         image = style.matrix(axes, values, rows, columns, norm, style.SEQUENTIAL, cell, decimals)
         axes.tick_params(axis="x", rotation=0 if cell > 0.38 else 60)
-        axes.set_title(style.sample_label(name), color=style.colors(saved)[name])
+        axes.set_title(style.sample_label(name), color=colors[name])
     figure.colorbar(image, ax=panels, pad=0.015, label="Mean |attribution|  [logit]")
-    style.stamp(figure, saved)
-    return {"": figure}
+    return figure
 
 
 def pairs(saved: Saved) -> dict[str, Canvas]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,9 +69,19 @@ def style() -> Iterator[None]:
         yield
 
 
+class _Shown(Canvas):
+    """A figure that a notebook shows as it is, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with style():
+            self.savefig(buffer, format="png", dpi=72)
+        return buffer.getvalue()
+
+
 def canvas(width: float, height: float) -> Canvas:
     """An empty figure that no global state knows, inches."""
-    figure = Canvas(figsize=(width, height), layout="constrained")
+    figure = _Shown(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -190,10 +200,15 @@ def _nested(text: str) -> str:
 
 
 def colors(saved: Saved) -> dict[str, str]:
-    """One colour per process, the same in every figure: warm for signal, cool for background."""
+    """One colour per process, the same in every figure."""
+    return class_colors(saved.labels)
+
+
+def class_colors(labels: Mapping[str, int]) -> dict[str, str]:
+    """Process -> colour: warm for signal (label 1), cool for background."""
     used = {True: 0, False: 0}
     chosen = {}
-    for name, label in saved.labels.items():
+    for name, label in labels.items():
         palette = SIGNAL_COLORS if label == 1 else BACKGROUND_COLORS
         chosen[name] = palette[used[label == 1] % len(palette)]
         used[label == 1] += 1

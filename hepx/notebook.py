@@ -1,0 +1,213 @@
+"""A finished run in a notebook: events and scores as arrays, and explanations of any selection of events.
+
+    run = hepx.load("runs/quickstart")
+    found = run.explain("shapley", events="score > 2.2 and sample == ttbar", draws=32)
+    found.to_pandas()          # one row per event, index event_id
+    found.plot()
+
+Nothing is written into the run folder. Without a run, `explain` takes a model and graphs.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import hepx
+from hepx import attribution, expression
+from hepx.attribution import METHODS, Method, Subject, subsample
+from hepx.config import parse
+from hepx.errors import ConfigError, DataError, ResultError, closest
+from hepx.evaluate import SIGNAL
+from hepx.graph import GraphBatch
+from hepx.metrics import probability
+from hepx.models import Model, predict
+from hepx.results import (
+    Array,
+    Explanation,
+    GroupExplanation,
+    Importance,
+    PairExplanation,
+    Provenance,
+    ResponseCurve,
+    Result,
+    kind_of,
+)
+from hepx.run import Run
+from hepx.settings import RunSettings
+
+KINDS: dict[str, type[Result]] = {
+    kind.__name__: kind for kind in (Explanation, GroupExplanation, PairExplanation, Importance, ResponseCurve)
+}
+"""What explain/*.npz may hold."""
+Selection = str | Array | torch.Tensor | GraphBatch | None
+"""Which events: an expression, a mask [B] over all test events, event numbers, graphs, or None for all."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run folder whose model is trained. What it holds is read when it is first asked for, and kept."""
+
+    run: Run
+
+    @property
+    def settings(self) -> RunSettings:
+        """The resolved config."""
+        return self.run.settings
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model, in evaluation mode."""
+        return self.run.model()
+
+    @cached_property
+    def test(self) -> GraphBatch:
+        """The test events, which neither the training nor a choice has seen."""
+        return self.run.store().load("test")
+
+    @cached_property
+    def train(self) -> GraphBatch:
+        """The training events, from which replacements are drawn."""
+        return self.run.store().load("train")
+
+    @cached_property
+    def score(self) -> Array:
+        """Log-odds of signal of the test events [B]."""
+        return self.predict(self.test)
+
+    def predict(self, graphs: GraphBatch) -> Array:
+        """Log-odds of signal [B] of any graphs."""
+        return predict(self.model, graphs).numpy()
+
+    def select(self, events: Selection = None, variation: str = "") -> GraphBatch:
+        """Some of the test events, nominal or under a systematic variation, in their order.
+
+        An expression may use score (log-odds), probability, label, weight, every observable, and sample, which is
+        compared with the name of a sample: "score > 2.2 and sample == ttbar and 100 < mbb < 140". Raises ConfigError
+        for a wrong expression or mask, DataError if no event is selected or an event number is not among them.
+        """
+        if isinstance(events, GraphBatch):
+            return events
+        graphs = self.run.store().load("test", variation) if variation else self.test
+        if events is None:
+            return graphs
+        if isinstance(events, str):
+            score = self.predict(graphs) if variation else self.score
+            found = np.broadcast_to(expression.evaluate(events, quantities(graphs, score)), len(graphs))
+        else:
+            found = _mask(np.asarray(events), graphs.event_id.numpy())
+        if found.dtype != bool:
+            raise ConfigError(f"events: '{events}' is a number, not a condition; for example score > 0.9")
+        if not found.any():
+            raise DataError(f"none of the {len(graphs)} test events is selected by events={events!r}.")
+        return graphs[torch.from_numpy(np.flatnonzero(found))]
+
+    def explain(self, method: str, events: Selection = None, limit: int = 1000, **settings: Any) -> Any:
+        """The result of a method for selected test events: an `Explanation`, or what else the method returns.
+
+        events: as in `select`; at most `limit` of them, chosen at random. settings: of the method, as in a config, for
+        example draws=32. Raises ConfigError for an unknown method or setting, ResultError if the result is refused.
+        """
+        made = _method(method, {**settings, "events": limit})
+        graphs = subsample(self.select(events, made.variation), limit, self.settings.seed)
+        where = self.run.provenance(made.name, made.model_dump(mode="json"), made.variation)
+        return attribution.explain(made, self._subject(graphs), where)
+
+    def load(self, result: str) -> Result:
+        """A result that the run folder holds, by the name of its file in explain/: "shapley"."""
+        folder = self.run.folder / "explain"
+        known = sorted(path.stem for path in folder.glob("*.npz"))
+        if result not in known:
+            hint = closest(result, known) if known else "there are none; run `hepx explain`"
+            raise ResultError(f"'{folder}' has no result '{result}'; {hint}")
+        path = folder / f"{result}.npz"
+        return KINDS[kind_of(path)].load(path)
+
+    def _subject(self, graphs: GraphBatch) -> Subject:
+        whole = sum(flow[-1]["weighted"] for flow in self.run.store().manifest["cutflow"].values())
+        return Subject(
+            model=self.model,
+            untrained=self.run.model(trained=False),
+            graphs=graphs,
+            baseline=self.train,
+            target=SIGNAL,
+            seed=self.settings.seed,
+            node_dropout=self.settings.train.node_dropout > 0,
+            share=float(graphs.weight.sum()) / whole if whole > 0 else 1.0,
+        )
+
+
+def open_run(folder: str | os.PathLike[str]) -> Trained:
+    """The run in a folder; ConfigError if it is none, ResultError if its model is not trained."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise ConfigError(f"there is no run folder '{path}'. Give the folder that `hepx run CONFIG` made.")
+    run = Run.from_config(path, [], path.parent)
+    if not (path / "checkpoints" / "best.safetensors").exists():
+        raise ResultError(f"the model of '{path}' is not trained yet. Run `hepx train {path}` first.")
+    return Trained(run)
+
+
+def explain(
+    model: Model, graphs: GraphBatch, baseline: GraphBatch, method: str = "shapley", seed: int = 0, **settings: Any
+) -> Any:
+    """Explain any model's score (log-odds of class 1) on any graphs, without a run.
+
+    baseline: the events that replacements are drawn from. Methods that compare with a null are given the model with the
+    entries of each of its weight tensors shuffled. Errors as in `Trained.explain`.
+    """
+    made = _method(method, settings)
+    subject = Subject(model.eval(), _shuffled(model, seed), graphs, baseline, SIGNAL, seed)
+    where = Provenance(made.name, made.model_dump(mode="json"), "", "", "", seed, hepx.__version__, "", "cpu")
+    return attribution.explain(made, subject, where)
+
+
+def quantities(graphs: GraphBatch, score: Array) -> dict[str, Any]:
+    """What an expression over events may use: name -> array [B], or the number of a sample."""
+    samples = {name: number for number, name in enumerate(graphs.layout.samples)}
+    observables = {name: graphs.observable(name).numpy() for name in graphs.layout.observables}
+    own = {
+        "score": score,
+        "probability": probability(score),
+        "label": graphs.y.numpy(),
+        "weight": graphs.weight.numpy(),
+        "sample": graphs.sample.numpy(),
+    }
+    return {**samples, **observables, **own}
+
+
+def _mask(chosen: Array, event_id: Array) -> Array:
+    """Mask [B] from a mask or from event numbers."""
+    if chosen.dtype == bool:
+        if chosen.shape != event_id.shape:
+            raise ConfigError(f"events: a mask of shape {chosen.shape} does not fit {len(event_id)} test events.")
+        return chosen
+    if not np.issubdtype(chosen.dtype, np.integer):
+        raise ConfigError(f"events: expected an expression, a mask or event numbers, got type {chosen.dtype}.")
+    missing = np.setdiff1d(chosen, event_id)
+    if len(missing):
+        raise DataError(f"events: {len(missing)} event numbers are not among the test events, e.g. {missing[0]}.")
+    return np.isin(event_id, chosen)
+
+
+def _method(name: str, settings: dict[str, Any]) -> Method:
+    if name not in METHODS:
+        raise ConfigError(f"unknown method '{name}'; {closest(name, METHODS)}")
+    return parse(METHODS[name], settings, f"method '{name}'")
+
+
+def _shuffled(model: Model, seed: int) -> Model:
+    """A copy that has learned nothing but the size of its weights; how inputs are scaled stays."""
+    copy, generator = deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
+    return copy.eval()

@@ -1,0 +1,155 @@
+"""A finished run in a notebook: what is selected is what is explained, tables join back, and the notebooks run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hepx
+from hepx.errors import ConfigError, DataError, ResultError
+from hepx.metrics import weighted_mean
+from hepx.models import MODELS, build_model
+from hepx.notebook import Trained, explain
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = ROOT / "scripts" / "notebooks"
+
+
+def execute(name: str) -> dict[str, Any]:
+    """Run the code cells of a notebook one after the other in this process; returns its variables."""
+    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    variables: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{name}[{number}]", "exec"), variables)
+    return variables
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the configs and the data of the repository, and nothing else, to work in."""
+    path, before = tmp_path_factory.mktemp("notebook"), Path.cwd()
+    for name in ("configs", "data"):
+        (path / name).symlink_to(ROOT / name)
+    os.chdir(path)
+    yield path
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Trained:
+    """The run that the first notebook makes; its own statements are checked on the way."""
+    return execute("train_and_explain")["run"]
+
+
+def test_the_notebook_of_planted_truth_runs(folder: Path) -> None:
+    """Its last cells state that the truth is found, and not in a network trained on shuffled labels."""
+    found = execute("planted_truth")
+    assert found["found"]["shapley"] > found["of_control"]
+
+
+def test_an_expression_selects_what_it_says(run: Trained) -> None:
+    mbb, score = run.test.observable("mbb").numpy(), run.score
+    wanted = (score > 0) & (mbb > 100) & (run.test.sample == 1).numpy()
+    assert 0 < wanted.sum() < len(wanted)
+    assert run.test.layout.samples[1] == "ttbar"
+    chosen = run.select("score > 0 and mbb > 100 and sample == ttbar")
+    np.testing.assert_array_equal(chosen.event_id, run.test.event_id[wanted])
+    for same in (wanted, run.test.event_id.numpy()[wanted][::-1], run.test.event_id[wanted], chosen):
+        np.testing.assert_array_equal(run.select(same).event_id, chosen.event_id)
+    np.testing.assert_array_equal(run.select("probability > 0.5").event_id, run.select("score > 0").event_id)
+    assert len(run.select("label == 1")) == int(run.test.y.sum()) != len(run.test)
+    assert len(run.select()) == len(run.test)
+
+
+@pytest.mark.parametrize(
+    ("events", "error", "sentence"),
+    [
+        ("scor > 1", ConfigError, "unknown quantity 'scor'; closest: 'score'"),
+        ("sample == tbar", ConfigError, "closest: 'ttbar'"),
+        ("score", ConfigError, "is a number, not a condition"),
+        ("__import__('os')", ConfigError, "is not allowed"),
+        ("score > 1e9", DataError, "none of the"),
+        (np.ones(3, dtype=bool), ConfigError, "a mask of shape"),
+        (np.array([0.5]), ConfigError, "expected an expression, a mask or event numbers"),
+        (np.array([-7]), DataError, "e.g. -7"),
+    ],
+)
+def test_a_wrong_selection_is_a_sentence(run: Trained, events: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error) as found:
+        run.select(events)
+    assert sentence in str(found.value)
+
+
+def test_the_table_joins_back_and_adds_up(run: Trained) -> None:
+    """Event numbers are those of the run; attributions and baseline score make the score; an absent jet is no zero."""
+    found = run.explain("shapley", events="score > -9 and n_jet < 4", limit=30, draws=3)
+    table, position = found.to_pandas(), {one: i for i, one in enumerate(run.test.event_id.tolist())}
+    index = [position[one] for one in table.index]
+    assert table.index.name == "event_id"
+    assert len(table) == 30
+    np.testing.assert_allclose(table["score"], run.score[index], atol=1e-5)
+    np.testing.assert_array_equal(table["mbb"], run.test.observable("mbb").numpy()[index])
+    np.testing.assert_array_equal(table["label"], run.test.y.numpy()[index])
+    values = table[[f"attribution_{slot}" for slot in found.events.slots]]
+    np.testing.assert_allclose(values.sum(axis=1) + table["baseline_score"], table["score"], atol=1e-5)
+    absent = ~found.events.mask
+    assert 0 < absent.sum() < absent.size
+    np.testing.assert_array_equal(values.isna().to_numpy(), absent)
+    b1, lepton = (found.events.slots.index(slot) for slot in ("b1", "lepton"))
+    assert found.interactions is not None
+    np.testing.assert_array_equal(table["interaction_b1_lepton"], found.interactions[:, b1, lepton])
+    assert "interaction_lepton_b1" not in table  # each pair once
+    joined = table.join(table[["mbb"]].iloc[::-1].rename(columns={"mbb": "mbb_again"}))
+    np.testing.assert_array_equal(joined["mbb"], joined["mbb_again"])
+
+
+def test_the_result_says_where_it_comes_from(run: Trained) -> None:
+    """The same as of `hepx explain` with these settings, and explained again the same numbers."""
+    first, again = (run.explain("shapley", limit=5, draws=2) for _ in range(2))
+    np.testing.assert_array_equal(first.values, again.values)
+    assert first.provenance == run.run.provenance("shapley", first.provenance.settings)
+    assert (first.provenance.settings["draws"], first.provenance.settings["events"]) == (2, 5)
+
+
+@pytest.mark.parametrize("method", ["shapley", "saliency", "edge_knockout", "occlusion", "feature_groups"])
+def test_every_kind_of_result_has_a_table_and_a_figure(run: Trained, method: str) -> None:
+    """Numbers of the figure are weighted means of the table."""
+    settings = {"players": {"b": ["bjet"], "met": ["met"]}} if method == "feature_groups" else {}
+    found = run.explain(method, limit=8, **settings)
+    table, figure = found.to_pandas(), found.plot()
+    assert len(table) == 8
+    assert any(column.startswith("attribution_") for column in table)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    if method == "feature_groups":
+        name = next(name for name in found.events.sample_names if found.events.of_sample(name).any())
+        chosen = found.events.of_sample(name)
+        mean, _ = weighted_mean(table["attribution_b"].to_numpy()[chosen], table["weight"].to_numpy()[chosen])
+        assert figure.axes[0].patches[0].get_width() == pytest.approx(mean)
+
+
+def test_errors_are_sentences(run: Trained, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown method 'shaply'; closest: 'shapley'"):
+        run.explain("shaply")
+    with pytest.raises(ConfigError, match="method 'shapley': unknown key 'drows'; closest: 'draws'"):
+        run.explain("shapley", drows=3)
+    with pytest.raises(ConfigError, match="there is no run folder"):
+        hepx.load(tmp_path / "none")
+    with pytest.raises(ResultError, match="has no result 'shapley'"):
+        run.load("shapley")
+
+
+def test_a_model_and_arrays_are_enough(toys: Any) -> None:
+    """Without a run: as many rows as events, reproducible, and another seed draws others."""
+    model = build_model(MODELS["graph_transformer"][0](dim=8, num_heads=2), toys.layout, 1).eval()
+    model.inputs.fit(toys, toys.weight)
+    first, again, other = (explain(model, toys[:6], toys, "shapley", seed, draws=2).values for seed in (1, 1, 2))
+    assert first.shape == toys[:6].mask.shape
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0
