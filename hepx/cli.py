@@ -219,6 +219,61 @@ def explain(
     typer.echo(f"explanations: {done.folder / 'explain'}")
 
 
+@app.command(
+    epilog="Examples:\n\n  hepx validate planted --quick                         a few mechanisms, a few minutes\n\n"
+    "  hepx validate planted                                 all mechanisms, 40 000 training events each\n\n"
+    "  hepx validate planted configs/quickstart.yaml         labels planted into your own events\n\n"
+    "  hepx validate planted runs/quickstart --mechanism mbb --method shapley\n\n"
+    "A stopped suite goes on with the same command."
+)
+def validate(
+    what: Annotated[str, typer.Argument(metavar="planted", help="What the explanations are held against.")],
+    events: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG|RUN]", help="Plant labels into these events, not sampled ones.")
+    ] = None,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few mechanisms, few events, a short training.")] = False,
+    mechanism: Annotated[
+        list[str] | None, typer.Option("--mechanism", metavar="NAME", help="Only this one; may be repeated.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help="Only this one; may be repeated.")
+    ] = None,
+    train_events: Annotated[int | None, typer.Option("--train-events", help="Training events per mechanism.")] = None,
+    test_events: Annotated[int | None, typer.Option("--test-events", help="Test events per mechanism.")] = None,
+    explained: Annotated[int | None, typer.Option("--explained", help="Events that each method explains.")] = None,
+    draws: Annotated[int | None, typer.Option("--draws", help="Replacements per explained event.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of each training.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of events, labels, networks and replacements.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder; else runs/planted, or planted/ in the run folder.")
+    ] = None,
+) -> None:
+    """Judge every explanation method on events whose true explanation is known: planted.html."""
+    if what != "planted":
+        raise ConfigError(f"unknown validation '{what}'; {closest(what, ['planted'])}")
+    from hepx.config import parse
+    from hepx.planted import suite
+    from hepx.report.planted import make_planted
+
+    wanted: dict[str, Any] = {"train_events": train_events, "test_events": test_events, "explained": explained}
+    wanted |= {"draws": draws, "epochs": epochs, "seed": seed, "mechanisms": mechanism, "methods": method}
+    settings = parse(suite.SuiteSettings, suite.sizes(quick, wanted), "hepx validate planted")
+    folder = output or runs / "planted"
+    if events is None:
+        base = suite.toy_base(settings)
+    else:
+        run = _run(events, overrides, runs, "convert")
+        folder, data = output or run.folder / "planted", run.store()
+        base = suite.own_base(data.load("train"), data.load("test"), settings, run.settings.name, run.key("convert"))
+    with _resumable("where it stopped"):
+        found = suite.run_suite(settings, base, folder)
+    for line in suite.summary(found):
+        typer.echo(line)
+    typer.echo(f"table: {make_planted(folder)}, planted.csv, planted.json")
+
+
 @app.command(epilog="Example:  hepx report runs/quickstart")
 def report(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Write report.html, the figures and the tables."""

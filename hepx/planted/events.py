@@ -1,50 +1,15 @@
-"""Events whose true explanation is known: the label is drawn from a known function of one observable.
-
-y ~ Bernoulli(σ(g(v(x)))): the objects, the pair and the shape that explain the label are exactly those of v, the
-Bayes-optimal score is g(v), and its AUC is the best any classifier can reach. The events come from a toy sampler or are
-a user's own graphs, whose labels are replaced ("label planting").
-"""
+"""The planted events: a toy sampler, and labels drawn from a mechanism."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from hepx.graph import DEFINED, NODE_TYPES, RAW_FEATURES, GraphBatch, GraphSettings, make_layout
-from hepx.models.inputs import PHI, PT, pair_kinematics
-
-
-@dataclass(frozen=True)
-class Mechanism:
-    """A planted truth: the slots that matter, and the Bayes-optimal score [B] as a function of x [B, N, F], node types
-    [B, N] and slot names."""
-
-    slots: tuple[str, ...]
-    score: Callable[[Tensor, Tensor, tuple[str, ...]], Tensor]
-
-
-def pair_mass(
-    x: Float[Tensor, "B N F"], node_type: Int[Tensor, "B N"], slots: tuple[str, ...], first: str, second: str
-) -> Float[Tensor, "B"]:
-    """Invariant mass of two slots, transverse if one is the missing momentum, GeV."""
-    mass2 = pair_kinematics(x, node_type).mass2[:, slots.index(first), slots.index(second)]
-    return mass2.clamp(min=0).sqrt()
-
-
-MECHANISMS: dict[str, Mechanism] = {
-    "mbb": Mechanism(
-        ("b1", "b2"), lambda x, types, slots: 3.0 - ((pair_mass(x, types, slots, "b1", "b2") - 120) / 30).abs()
-    ),
-    "mt": Mechanism(
-        ("lepton", "met"), lambda x, types, slots: (pair_mass(x, types, slots, "lepton", "met") - 110) / 20
-    ),
-}
-"""Name -> planted truth. m_bb is a peak (not monotone), m_T a threshold."""
+from hepx.models.inputs import PHI, PT
+from hepx.planted.mechanisms import Mechanism, pair_mass
 
 
 def toy_graphs(num_events: int, seed: int) -> GraphBatch:
@@ -91,13 +56,17 @@ def toy_graphs(num_events: int, seed: int) -> GraphBatch:
 
 
 def plant(graphs: GraphBatch, mechanism: Mechanism, seed: int, shuffled: bool = False) -> GraphBatch:
-    """The same events with labels drawn from the mechanism; `shuffled` permutes them: the negative control."""
+    """The same events (changed as the mechanism asks) with labels drawn from it; `shuffled` permutes the labels: the
+    negative control. Weights stay: the labels do not depend on them."""
     generator = torch.Generator().manual_seed(seed)
-    probability = torch.sigmoid(mechanism.score(graphs.x, graphs.node_type, graphs.layout.slots))
+    if mechanism.prepare is not None:
+        graphs = mechanism.prepare(graphs)
+    probability = torch.sigmoid(mechanism.drawn(graphs.x, graphs.node_type, graphs.layout.slots))
     y = (torch.rand(len(graphs), generator=generator) < probability).to(torch.int64)
     if shuffled:
         y = y[torch.randperm(len(y), generator=generator)]
-    return replace(graphs, y=y)
+    planted = replace(graphs, y=y)
+    return planted if mechanism.leak is None else mechanism.leak(planted, generator)
 
 
 def turned(graphs: GraphBatch, angle: float) -> GraphBatch:
