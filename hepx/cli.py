@@ -194,7 +194,7 @@ def evaluate(target: Target, overrides: Overrides = None, runs: Runs = Path("run
     "Methods: shapley, feature_groups, owen, occlusion, integrated_gradients, expected_gradients, gradient_shap, "
     "deeplift, input_x_gradient, saliency, smooth_grad, permutation_importance, response, edge_knockout, "
     "gradient_attention, gnn_explainer; configs/explain_all.yaml has them all with their settings.\n\n"
-    "When all shards are done, the same command without --shard puts them together; the result is the same to the byte."
+    "First --prepare, then all shards; then the command without --shard puts them together, to the same bytes."
 )
 def explain(
     target: Target,
@@ -206,8 +206,13 @@ def explain(
     method: Annotated[
         list[str] | None, typer.Option("--method", metavar="NAME", help="Add a method to those of the config.")
     ] = None,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only what the shards need: the trained model.")] = False,
 ) -> None:
     """Run the explanation methods of the config, and look inside: attention, experts, object states."""
+    if prepare:
+        done = _run(target, overrides, runs, "evaluate", methods=method)
+        typer.echo(f"ready for: hepx explain {done.folder} --shard i/n")
+        return
     if shard:
         from hepx.attribution import Shard
 

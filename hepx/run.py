@@ -117,7 +117,8 @@ class Run:
             if self._done().get("evaluate", {}).get("key") != self.key("evaluate") or self._saved() != self.settings:
                 raise ConfigError(
                     f"'{self.folder}' is not evaluated with this config, so its explanation cannot be shared out. "
-                    f"First: hepx evaluate {self.folder}, with the changes to the config; then the shards, without any."
+                    f"First: hepx explain {self.folder} --prepare, with the changes to the config; then the shards, "
+                    "without any."
                 )
             self._explain(shard)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -109,8 +110,13 @@ def _batch_cluster(system: str) -> Any:
 
 
 def _import_dask(name: str) -> Any:
+    """dask_jobqueue takes Ctrl-C for itself when it is imported, and ends without a word: it is given back."""
+    before = signal.getsignal(signal.SIGINT)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
+        return module
     except ImportError as error:
         how = "in the hepx folder, pip install -e '.[dask]'"
         raise ConfigError(f"--dask needs the extra 'dask' ({error}): {how}") from error

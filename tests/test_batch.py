@@ -85,8 +85,9 @@ def test_shards_become_an_array_between_what_comes_before_and_the_merge() -> Non
     commands = found.queue.commands(found.jobs)
     assert commands["shards"][2] == "--dependency=afterok:{evaluate}"
     assert commands["report"][2] == "--dependency=afterok:{shards}"
-    alone = jobs_of("slurm", "explain", CONFIG, shards=2)
-    assert [line[0] for line in alone.lines] == ["evaluate", "explain", "explain"]
+    alone = jobs_of("slurm", "explain", CONFIG, "--method", "owen", "seed=3", shards=2)
+    assert alone.lines[0] == ("explain", CONFIG, "--method", "owen", "seed=3", "--prepare")
+    assert [line[0] for line in alone.lines] == ["explain", "explain", "explain"]
 
 
 def test_the_runs_of_a_sweep_and_the_parts_of_a_sample_are_shared_out() -> None:
@@ -110,6 +111,9 @@ def test_seeds_become_an_array_of_runs_with_names_of_their_own() -> None:
 def test_several_gpus_train_and_one_does_the_rest() -> None:
     found = jobs_of("slurm", "run", CONFIG, gpus=4, nodes=2, cpus=6)
     assert [line[0] for line in found.lines] == ["convert", "train", "run"]
+    explain = jobs_of("slurm", "explain", CONFIG, "seed=3", "--method", "owen", "--runs", "r", gpus=2, shards=3)
+    assert explain.lines[:2] == [(verb, CONFIG, "seed=3", "--runs", "r") for verb in ("convert", "train")]
+    assert len(explain.lines) == 5
     train, rest = found.directives("train"), found.directives("run")
     assert (train["nodes"], train["ntasks-per-node"], train["gpus-per-node"]) == ("2", "4", "4")
     assert (rest["nodes"], rest["ntasks-per-node"], rest["gpus-per-node"]) == ("1", "1", "1")
@@ -220,11 +224,13 @@ def test_a_stopped_slurm_job_requeues_itself_and_a_failed_one_does_not(
         assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 
+@pytest.mark.parametrize("code", [85, 1])
 def test_a_job_of_htcondor_is_told_in_time(
-    tmp_path: Path, programs: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    code: int, tmp_path: Path, programs: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After limit − warn it gets SIGTERM, may write its checkpoint, and ends with 85; so too when it is preempted."""
-    programs("hepx-python", f"trap 'echo checkpoint >> {tmp_path}/log; exit 85' TERM; while :; do sleep 0.05; done")
+    """After limit − warn it gets SIGTERM, may write its checkpoint, and ends with 85; so too when it is preempted, and
+    under torchrun, which ends with 1 then."""
+    programs("hepx-python", f"trap 'echo checkpoint >> {tmp_path}/log; exit {code}' TERM; while :; do sleep 0.05; done")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "hepx-python"))
     script = jobs_of("htcondor", "train", CONFIG, time="0:11", warn=10).scripts["train.sh"]
     assert run_script(script, tmp_path).returncode == 85

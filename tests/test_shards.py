@@ -139,6 +139,7 @@ CHANGES = ["name=r", "train.epochs=1", "model.dim=16", "model.expert_dim=8", "ev
 CHANGES += ["data.select=met > 200 and n_bjet == 2 and n_lepton == 1", "explain.0.draws=2", "explain.0.events=50"]
 CHANGES += ["explain.1.events=20", "explain.1.draws=2", "explain.1.steps=4", "explain.1.max_completeness_error=1e9"]
 CHANGES += ["explain.2.events=30", "explain.2.points=3"]
+CHANGES += ["insides.events=100", "insides.nulls.untrained=2", "insides.nulls.epochs=1", "insides.representation=false"]
 
 
 def content(run: Path) -> dict[str, str]:
@@ -162,7 +163,7 @@ def test_shards_of_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         run.explain_shard(Shard(0, 3))
         with pytest.raises(ConfigError, match="another hepx works in"):
             run.execute("explain")
-    with pytest.raises(ConfigError, match="then the shards, without any"):
+    with pytest.raises(ConfigError, match="--prepare, with the changes to the config; then the shards, without any"):
         Run.from_config(run.folder, ["explain.0.draws=3"], tmp_path).explain_shard(Shard(1, 3))
     run.explain_shard(Shard(1, 3))
     assert not (run.folder / "explain" / "shapley.npz").exists()

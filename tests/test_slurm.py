@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ TINY = ["model.dim=16", "model.expert_dim=8", "model.num_layers=1", "train.batch
 TINY += ["data.select=met > 250 and n_bjet == 2 and n_lepton == 1", "train.patience=1000", "explain.0.draws=2"]
 TINY += ["explain.0.events=130", "explain.1.events=70", "explain.1.draws=2", "explain.1.steps=4"]
 TINY += ["explain.1.max_completeness_error=1e9", "explain.2.events=30", "explain.2.points=3"]
+TINY += ["insides.events=100", "insides.nulls.untrained=2", "insides.nulls.epochs=1", "insides.representation=false"]
 
 pytestmark = pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing())
 
@@ -67,7 +69,7 @@ def wait_for(what: Callable[[], object], folder: Path, seconds: float = 400) -> 
 
 
 def ended(number: str) -> bool:
-    return job(number)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED")
+    return job(number)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
 
 def content(folder: Path, *names: str) -> dict[str, str]:
@@ -87,21 +89,39 @@ def test_a_run_is_stopped_requeued_finished_and_explained_by_an_array(cluster: N
     config = str(ROOT / "configs" / "quickstart.yaml")
     changes = [*TINY, "train.epochs=20"]
     numbers = submit("explain", config, "name=r", *changes, "--array", "2", "--time", "10", "--runs", str(tmp_path))
-    assert list(numbers) == ["evaluate", "shards", "explain"]
+    assert list(numbers) == ["prepare", "shards", "explain"]
     run = tmp_path / "r"
     wait_for((run / "checkpoints" / "last.pt").exists, run)
-    ask("scancel", "--signal=USR1", numbers["evaluate"])  # what --signal does before the limit, without waiting for it
+    ask("scancel", "--signal=USR1", numbers["prepare"])  # what --signal does before the limit, without waiting for it
     hepx("explain", config, "name=r", *changes, "--runs", str(tmp_path / "alone"))
     wait_for(lambda: ended(numbers["explain"]), run)
     logs = {path.name: path.read_text() for path in (run / "jobs" / "001").glob("*.log")}
     assert job(numbers["explain"])["JobState"] == "COMPLETED", logs
-    assert job(numbers["evaluate"])["Restarts"] == "1"
-    (train,) = [text for name, text in logs.items() if name.startswith("evaluate")]
+    assert job(numbers["prepare"])["Restarts"] == "1"
+    (train,) = [text for name, text in logs.items() if name.startswith("prepare")]
     assert "stopped by SIGUSR1" in train
     assert "training goes on" in train
     assert len([name for name in logs if name.startswith("shards")]) == 2
     assert "explain/shards" not in str(list((run / "explain").iterdir()))
     assert content(run, *RESULTS) == content(tmp_path / "alone" / "r", *RESULTS)
+
+
+def test_processes_that_train_together_are_stopped_and_requeued(cluster: None, tmp_path: Path) -> None:
+    """Two processes, as for two GPUs: srun tells both, both end with 85 after one checkpoint, and both go on."""
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    line = ["train", config, "name=p", "device=cpu", *TINY, "train.epochs=15", "--runs", str(tmp_path)]
+    numbers = submit(*line, "--gpus", "2")
+    assert list(numbers) == ["convert", "train"]
+    run = tmp_path / "p"
+    wait_for((run / "checkpoints" / "last.pt").exists, run)
+    ask("scancel", "--signal=USR1", numbers["train"])
+    wait_for(lambda: ended(numbers["train"]), run)
+    (text,) = [path.read_text() for path in (run / "jobs" / "001").glob("train-*.log")]
+    assert job(numbers["train"])["JobState"] == "COMPLETED", text
+    assert job(numbers["train"])["Restarts"] == "1"
+    assert text.count("stopped by SIGUSR1") == 2
+    assert text.count("training goes on") == 1
+    assert len((run / "history.csv").read_text().splitlines()) == 16
 
 
 def test_a_failed_job_is_not_requeued_and_what_waits_for_it_is_given_up(cluster: None, tmp_path: Path) -> None:
@@ -133,9 +153,9 @@ def test_a_job_that_is_taken_back_stays_away(cluster: None, tmp_path: Path) -> N
     assert job(number)["Restarts"] == "0"
 
 
+@pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="dask_jobqueue is not installed")
 def test_dask_starts_its_workers_as_slurm_jobs(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs converted by two jobs of Slurm are, to the byte, those converted here."""
-    pytest.importorskip("dask_jobqueue")
     monkeypatch.setenv("DASK_JOBQUEUE__SLURM__MEMORY", "1GB")
     monkeypatch.setenv("DASK_JOBQUEUE__SLURM__LOG_DIRECTORY", str(tmp_path))
     config, runs = str(ROOT / "configs" / "quickstart.yaml"), str(tmp_path)
@@ -147,11 +167,17 @@ def test_dask_starts_its_workers_as_slurm_jobs(cluster: None, tmp_path: Path, mo
 
 @pytest.mark.slow
 def test_the_time_limit_itself_stops_and_requeues(cluster: None, tmp_path: Path) -> None:
-    """One minute per start for a training of more than that: Slurm warns, requeues, and it ends in the end."""
+    """Two minutes per start for a training without end: Slurm itself warns, and the next start goes on."""
     config = str(ROOT / "configs" / "quickstart.yaml")
-    limit = ["--time", "1", "--warn", "20"]
-    number = submit("train", config, "name=l", *TINY, "train.epochs=400", *limit, "--runs", str(tmp_path))["train"]
-    wait_for(lambda: ended(number), tmp_path, 900)
-    assert job(number)["JobState"] == "COMPLETED"
-    assert int(job(number)["Restarts"]) >= 1
-    assert len((tmp_path / "l" / "history.csv").read_text().splitlines()) == 401
+    line = ["train", config, "name=l", *TINY, "train.epochs=100000", "--runs", str(tmp_path)]
+    number = submit(*line, "--time", "2", "--warn", "20")["train"]
+    wait_for(lambda: "training goes on" in log(tmp_path / "l"), tmp_path)
+    ask("scancel", number)
+    assert "stopped by SIGUSR1; checkpoint written" in log(tmp_path / "l")
+    assert job(number)["Restarts"] == "1"
+    wait_for(lambda: ended(number), tmp_path)
+
+
+def log(run: Path) -> str:
+    """What the jobs of a run have said so far."""
+    return "".join(path.read_text() for path in (run / "jobs").rglob("*.log"))

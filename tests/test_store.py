@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import awkward as ak
@@ -398,7 +399,15 @@ def test_memory_does_not_grow_with_the_number_of_events(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < 20, (peaks, sizes)
 
 
-def test_htcondor_jobs_can_be_written() -> None:
-    pytest.importorskip("dask_jobqueue")
-    with workers._batch_cluster("htcondor") as cluster:
-        assert "RequestMemory" in cluster.job_script()
+@pytest.mark.skipif(find_spec("dask_jobqueue") is None, reason="dask_jobqueue is not installed")
+def test_htcondor_jobs_can_be_written_and_ctrl_c_stays_ours() -> None:
+    """In an interpreter of its own: what an import does to the signals happens once."""
+    code = (
+        "import signal; from hepx import workers; before = signal.getsignal(signal.SIGINT)\n"
+        "with workers._batch_cluster('htcondor') as cluster:\n"
+        "    assert 'RequestMemory' in cluster.job_script()\n"
+        "assert signal.getsignal(signal.SIGINT) is before\n"
+        "import dask_jobqueue.runner as runner, importlib; importlib.reload(runner)\n"
+        "assert signal.getsignal(signal.SIGINT) is not before, 'the import no longer does it: hepx need not undo it'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

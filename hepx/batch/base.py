@@ -91,13 +91,15 @@ def seconds(time: str) -> int:
 class Line:
     """A checked `hepx` line: verb, everything after it, and where it works.
 
-    folder: of the run, or of all runs for a verb without one; name: of the run, empty if it is there already (a run
-    folder was given); inputs: the files that are read; shards: the verb takes `--shard`.
+    folder: of the run, or of all runs for a verb without one; config: the part that says which run, with which config,
+    and that every verb of a run takes; name: of the run, empty if it is there already (a run folder was given); inputs:
+    the files that are read; shards: the verb takes `--shard`.
     """
 
     verb: str
     arguments: tuple[str, ...]
     folder: Path
+    config: tuple[str, ...] = ()
     name: str = ""
     inputs: tuple[Path, ...] = ()
     shards: bool = False

@@ -26,11 +26,14 @@ FLAVOURS = {
 
 WAIT = f"""\
 job=$!
-trap 'kill -TERM "$job"' TERM   # preemption
+stopped=no
+trap 'stopped=yes; kill -TERM "$job"' TERM   # preemption
 wait "$job"; code=$?
 while kill -0 "$job" 2>/dev/null; do wait "$job"; code=$?; done
 if [ "$code" -gt 128 ]; then wait "$job"; code=$?; fi   # the first wait was ended by the signal, not by hepx
-if [ "$code" -eq 124 ]; then code={STOPPED}; fi   # timeout says so: the time was over and hepx was told to stop
+if [ "$code" -eq 124 ]; then stopped=yes; fi   # timeout says so: the time is over, and it told hepx to stop
+# torchrun ends with 1 when it is told to stop, whatever its processes end with
+if [ "$stopped" = yes ] && [ "$code" -ne 0 ]; then code={STOPPED}; fi
 exit "$code\""""
 REQUEUE = {
     # back into the queue when stopped; held, for the user to look at, when it failed

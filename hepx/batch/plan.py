@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,57 +23,67 @@ REFUSED = ("submit", "inspect")
 
 def read_line(verb: str, arguments: Sequence[str], values: Mapping[str, Any]) -> Line:
     """Check what follows a verb, parsed into `values`: a wrong config is found now and not after hours in the queue."""
-    runs, changes = Path(values.get("runs") or "runs"), values.get("overrides") or []
+    runs, changes, line = Path(values.get("runs") or "runs"), list(values.get("overrides") or []), tuple(arguments)
     shards, target = "shard" in values, values.get("target")
     if verb == "sweep":
-        return Line(verb, tuple(arguments), Sweep(values["config"], changes, runs).folder, shards=shards)
+        return Line(verb, line, Sweep(values["config"], changes, runs).folder, shards=shards)
     if target is None:
-        return Line(verb, tuple(arguments), runs, shards=shards)
-    run = Run.from_config(target, changes, runs)
+        return Line(verb, line, runs, shards=shards)
+    if values.get("source"):
+        changes.append(f'train.from="{values["source"]}"')
+    run = Run.from_config(target, changes, runs, values.get("method") or [])
+    config = (str(target), *changes, *(["--runs", str(runs)] if values.get("runs") != Path("runs") else []))
     if target.is_dir():
-        return Line(verb, tuple(arguments), run.folder, inputs=(target,), shards=shards)
+        return Line(verb, line, run.folder, config, inputs=(target,), shards=shards)
     found = [place for name, sample in run.settings.data.samples.items() for place in find_files(name, sample)]
     done = [run.folder] if run.folder.exists() else []
     inputs = (target, *(place for place in found if isinstance(place, Path)), *done)
-    return Line(verb, tuple(arguments), run.folder, run.settings.name, inputs, shards)
+    return Line(verb, line, run.folder, config, run.settings.name, inputs, shards)
 
 
 def plan(line: Line, shards: int, seeds: Sequence[int], processes: int) -> list[Job]:
     """The jobs of a line, each of which starts when the one before it has ended well.
 
     shards: number of jobs at once that share out the work of a verb with `--shard`, or the explanations of a run, 0: no
-    sharing; seeds: one run for each, beside one
-    another; processes: how many train together. Raises ConfigError for what makes no sense.
+    sharing; seeds: one run for each, beside one another; processes: how many train together. Raises ConfigError for
+    what makes no sense.
     """
     _check(line, shards, seeds)
-    if seeds:
-        arguments = (*line.arguments, f"seed={TASK}", f"name={line.name}-seed{TASK}")
-        return _with_parallel_training(line, arguments, tuple(map(str, seeds)), processes)
     if not shards:
-        return _with_parallel_training(line, line.arguments, (), processes)
+        return [*_training(line, seeds, processes), *_whole(line, seeds, processes)]
     numbers = tuple(map(str, range(1, shards + 1)))
     if line.verb not in EXPLAINING:
         share = Job("shards", (line.verb, *line.arguments, "--shard", f"{TASK}/{shards}"), numbers)
         return [share, Job(line.verb, (line.verb, *line.arguments), gpus="none")] if line.verb in JOINING else [share]
-    first = _with_parallel_training(replace(line, verb="evaluate"), line.arguments, (), processes)
-    run = str(line.folder)
+    run, first = str(line.folder), Job("evaluate", ("evaluate", *line.config))
+    if line.verb == "explain":  # its options say what will be explained
+        first = Job("prepare", ("explain", *line.arguments, "--prepare"))
     share = Job("shards", ("explain", run, "--shard", f"{TASK}/{shards}"), numbers)
     last = "explain" if line.verb == "explain" else "report"
-    return [*first, share, Job(last, (last, run), gpus="none")]
+    return [*_training(line, (), processes), first, share, Job(last, (last, run), gpus="none")]
 
 
-def _with_parallel_training(line: Line, arguments: tuple[str, ...], tasks: tuple[str, ...], num: int) -> list[Job]:
-    """The job of a line; where several processes train together, what comes before and after is a job of one."""
+def _whole(line: Line, seeds: Sequence[int], processes: int) -> list[Job]:
+    """The job of the line itself, if training by several processes does not do it all."""
+    if line.verb == "train" and processes > 1:
+        return []
+    gpus: Literal["none", "one"] = "none" if line.verb == "convert" else "one"
+    return [Job(line.verb, (line.verb, *line.arguments, *_own(line, seeds)), tuple(map(str, seeds)), gpus)]
 
-    def job(verb: str, gpus: Literal["none", "one", "all"]) -> Job:
-        return Job(verb, (verb, *arguments), tasks, gpus)
 
-    if line.verb not in TRAINING:
-        return [job(line.verb, "none" if line.verb == "convert" else "one")]
-    if num == 1:
-        return [job(line.verb, "one")]
-    before = [job("convert", "none"), job("train", "all")]
-    return before if line.verb == "train" else [*before, job(line.verb, "one")]
+def _training(line: Line, seeds: Sequence[int], processes: int) -> list[Job]:
+    """Where several processes train together, that is a job of its own, and so is converting, for which one will do."""
+    if processes == 1 or line.verb not in TRAINING:
+        return []
+    tasks, own = tuple(map(str, seeds)), _own(line, seeds)
+    arguments = line.arguments if line.verb == "train" else line.config
+    convert = Job("convert", ("convert", *line.config, *own), tasks, "none")
+    return [convert, Job("train", ("train", *arguments, *own), tasks, "all")]
+
+
+def _own(line: Line, seeds: Sequence[int]) -> tuple[str, ...]:
+    """What makes the run of a seed another run."""
+    return (f"seed={TASK}", f"name={line.name}-seed{TASK}") if seeds else ()
 
 
 def _check(line: Line, shards: int, seeds: Sequence[int]) -> None:
