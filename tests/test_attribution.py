@@ -54,7 +54,7 @@ class ClosedForm(Model):
         self.product = product
 
     def forward(  # type: ignore[no-untyped-def]
-        self, x: Tensor, mask: Tensor, node_type: Tensor, routing=None, noise=None, gain=None
+        self, x: Tensor, mask: Tensor, node_type: Tensor, routing=None, noise=None, gain=None, pair_terms=None
     ) -> Output:
         pt = x[..., 0] / 100 * mask
         score = (self.weights * pt).sum(-1) + self.product * pt[:, 0] * pt[:, 4]
@@ -245,7 +245,7 @@ def test_response_follows_a_known_curve(toys: GraphBatch, provenance: Provenance
     """A model that is a function of m_bb alone has this function as its response curve."""
 
     class OfMbb(ClosedForm):
-        def forward(self, x, mask, node_type, routing=None, noise=None, gain=None):  # type: ignore[no-untyped-def]
+        def forward(self, x, mask, node_type, routing=None, noise=None, gain=None, pair_terms=None):  # type: ignore[no-untyped-def]
             score = MECHANISMS["mbb"].score(x, node_type, toys.layout.slots)
             return Output(torch.stack([torch.zeros_like(score), score], -1), empty_trace(mask, 0))
 
@@ -365,7 +365,7 @@ def test_feature_groups_of_a_pair_mass(toys: GraphBatch, provenance: Provenance)
     """A score made of m_T alone: the lepton's η, the b-jets and every other feature get exactly nothing."""
 
     class OfMt(ClosedForm):
-        def forward(self, x, mask, node_type, routing=None, noise=None, gain=None):  # type: ignore[no-untyped-def]
+        def forward(self, x, mask, node_type, routing=None, noise=None, gain=None, pair_terms=None):  # type: ignore[no-untyped-def]
             score = MECHANISMS["mt"].score(x, node_type, toys.layout.slots)
             return Output(torch.stack([torch.zeros_like(score), score], -1), empty_trace(mask, 0))
 

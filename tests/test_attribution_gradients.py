@@ -47,7 +47,7 @@ class OfFeatures(Model):
         self.inputs = Inputs(layout, (), ())
         self.function, self.unused = function, nn.Parameter(torch.zeros(1))
 
-    def forward(self, x, mask, node_type, routing=None, noise=None, gain=None):  # type: ignore[no-untyped-def]
+    def forward(self, x, mask, node_type, routing=None, noise=None, gain=None, pair_terms=None):  # type: ignore[no-untyped-def]
         score = self.function(x * mask[..., None])
         return Output(torch.stack([torch.zeros_like(score), score], -1), empty_trace(mask, 0))
 

@@ -358,6 +358,37 @@ def test_masked_softmax_has_no_nan_and_sums_to_one_where_something_is_allowed() 
     assert result[0, 2] == 0
 
 
+@pytest.mark.parametrize("width", [1, 6, 15, 16, 40])
+def test_masked_softmax_is_that_of_torch(width: int) -> None:
+    """Value and gradient, written out or not; also for scores whose exponential is beyond float32."""
+    generator = torch.Generator().manual_seed(0)
+    allowed = torch.rand(200, width, generator=generator) < 0.7
+    allowed[:, 0] = True
+    scores = (200 * torch.randn(200, width, generator=generator)).requires_grad_()
+    kept = scores.masked_fill(~allowed, -torch.inf)
+    first, second = masked_softmax(scores, allowed), torch.softmax(kept, -1)
+    torch.testing.assert_close(first, second)
+    weight = torch.arange(width, dtype=torch.float32)
+    slopes = [torch.autograd.grad((v * weight).sum(), scores, retain_graph=True)[0] for v in (first, second)]
+    torch.testing.assert_close(slopes[0], slopes[1], atol=1e-4, rtol=1e-4)
+
+
+def test_pair_terms_can_be_given(model: Model, toys: GraphBatch) -> None:
+    """The model computes them from the two objects alone: given, or as part of a larger graph, nothing changes."""
+    few = toys[:20]
+    terms = model.pair_terms(few.x, few.mask, few.node_type)
+    plain = model(few.x, few.mask, few.node_type).logits
+    again = model(few.x, few.mask, few.node_type, pair_terms=terms).logits
+    torch.testing.assert_close(again, plain, atol=TOLERANCE, rtol=0)
+    twice = [torch.cat([tensor, tensor.roll(1, 0)], 1) for tensor in (few.x, few.mask, few.node_type)]
+    larger = model.pair_terms(*twice)
+    for small, large in zip(terms, larger, strict=True):
+        torch.testing.assert_close(large[:, :5, :5], small, atol=TOLERANCE, rtol=1e-4)
+    if terms:
+        other = model(few.x, few.mask, few.node_type, pair_terms=tuple(term.roll(1, 0) for term in terms)).logits
+        assert (other - plain).abs().max() > 100 * TOLERANCE
+
+
 def test_attention_looks_at_present_objects_only(toys: GraphBatch) -> None:
     model = build_model(MoEGraphTransformerSettings(self_loops=False), toys.layout, seed=1).eval()
     attention = model(toys.x, toys.mask, toys.node_type).trace.attention

@@ -105,6 +105,21 @@ def from_blocks(rows: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     return rows.unflatten(0, (shape[0], -1))[:, : shape[1]]
 
 
+@dataclass(frozen=True)
+class PairTable:
+    """What a model computes of pairs, for the pairs that occur in many rows: terms [M, _] of M pairs, and which pair
+    stands at each place of each row, place [b, k, N · N]."""
+
+    terms: tuple[Float[Tensor, "M _"], ...]
+    place: Int[Tensor, "b k NN"]
+
+    def terms_at(self, place: Int[Tensor, "R NN"]) -> tuple[Float[Tensor, "R N N _"], ...]:
+        """The terms of some rows, as `Model.forward` takes them."""
+        slots = round(place.shape[1] ** 0.5)
+        flat = place.flatten().to(self.terms[0].device)
+        return tuple(term.index_select(0, flat).reshape(len(place), slots, slots, -1) for term in self.terms)
+
+
 @torch.inference_mode()
 def scores(
     model: Model,
@@ -113,6 +128,7 @@ def scores(
     node_type: Int[Tensor, "b N"],
     target: int,
     gain: Float[Tensor, "b k L H N N"] | None = None,
+    pairs: PairTable | None = None,
 ) -> Float[Tensor, "b k"]:
     """Scores of k variants of each event, float64 on the CPU, in passes of bounded size; evaluation mode."""
     model.eval()
@@ -120,12 +136,16 @@ def scores(
     slots = x.shape[2]
     all_rows = [in_blocks(x), in_blocks(mask.expand(-1, x.shape[1], -1))]
     all_rows.append(in_blocks(node_type[:, None].expand(-1, x.shape[1], slots)))
-    factors = None if gain is None else in_blocks(gain)
+    factors, places = (None if v is None else in_blocks(v) for v in (gain, None if pairs is None else pairs.place))
     parts = []
     for start in range(0, len(all_rows[0]), ROWS_PER_PASS):
         part = slice(start, start + ROWS_PER_PASS)
         rows = [tensor[part].to(device) for tensor in all_rows]
-        output = model(*rows, gain=None if factors is None else factors[part].to(device))
+        output = model(
+            *rows,
+            gain=None if factors is None else factors[part].to(device),
+            pair_terms=None if pairs is None or places is None else pairs.terms_at(places[part]),
+        )
         parts.append(log_odds(output.logits, target).double().cpu())
     return from_blocks(torch.cat(parts), x.shape)
 

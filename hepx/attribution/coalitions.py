@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hepx.attribution.base import scores
+from hepx.attribution.base import ROWS_PER_PASS, PairTable, in_blocks, scores
 from hepx.graph import GraphBatch
 from hepx.models import Model
 
@@ -139,7 +139,39 @@ def worths(
     mask = events.mask[:, None, None].expand(x.shape[:-1])
     if masked:
         mask = mask & part[..., 0]
+    pairs = None if masked or kept.shape[2] > 1 else pair_table(model, events, replaced, kept[..., 0])
     x, mask = (torch.cat([v.flatten(1, 2), whole[:, None]], 1) for v, whole in ((x, events.x), (mask, events.mask)))
-    found = scores(model, x, mask, events.node_type, target)
+    found = scores(model, x, mask, events.node_type, target, pairs=pairs)
     inner, full = found[:, :-1].unflatten(1, (-1, len(part))), found[:, -1:, None]
     return torch.cat([inner, full.expand(-1, inner.shape[1], -1)], 2)
+
+
+@torch.inference_mode()
+def pair_table(
+    model: Model, events: GraphBatch, replaced: Float[Tensor, "b K N F"], kept: Bool[Tensor, "S N"]
+) -> PairTable | None:
+    """Pair terms of event and replacement side by side, (2 N)² pairs instead of N² for each of 2ᴺ coalitions.
+
+    Row (draw, coalition) of an event takes slot i from place i if it is kept, else from place N + i; the last row is
+    the event itself. None for a model without pair terms.
+    """
+    batch, draws, slots, _ = replaced.shape
+    device = next(model.parameters()).device
+    whole = events.x[:, None].expand(replaced.shape)
+    x = in_blocks(torch.cat([whole, replaced], 2)).to(device)
+    mask, kinds = (
+        torch.cat([v, v], 1).repeat_interleave(len(x) // batch, 0).to(device) for v in (events.mask, events.node_type)
+    )
+    found = [
+        model.pair_terms(*(v[i : i + ROWS_PER_PASS // 4] for v in (x, mask, kinds)))
+        for i in range(0, len(x), ROWS_PER_PASS // 4)
+    ]
+    if not found[0]:
+        return None
+    terms = tuple(torch.cat(parts).flatten(0, 2) for parts in zip(*found, strict=True))
+    source = torch.arange(slots) + slots * ~kept[:-1]
+    pair = (2 * slots * source[:, :, None] + source[:, None, :]).flatten(1)  # [S − 1, N · N]
+    first = (2 * slots) ** 2 * torch.arange(len(x)).unflatten(0, (batch, -1))  # where a replacement's pairs begin
+    full = 2 * slots * torch.arange(slots)[:, None] + torch.arange(slots)
+    inner = (first[:, :draws, None, None] + pair).flatten(1, 2)
+    return PairTable(terms, torch.cat([inner, (first[:, :1] + full.flatten())[:, None]], 1))

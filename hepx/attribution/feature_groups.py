@@ -31,7 +31,7 @@ class FeatureGroups(Referenced):
     baseline: Literal["background", "process", "conditional", "mean", "zero"] = "background"
     players: dict[str, tuple[str, ...]] | None = None
     draws: int = Field(default=8, ge=2)
-    events: int = Field(default=200, ge=1)
+    events: int = Field(default=100, ge=1)
 
     def explain(self, subject: Subject, provenance: Provenance) -> GroupExplanation:
         """Values [B, P] and interactions [B, P, P] with their standard errors over the donors."""

@@ -27,7 +27,7 @@ class Owen(Referenced):
     method: Literal["owen"] = "owen"
     baseline: Literal["background", "process", "conditional", "mean", "zero"] = "background"
     draws: int = Field(default=8, ge=2)
-    events: int = Field(default=200, ge=1)
+    events: int = Field(default=100, ge=1)
 
     def explain(self, subject: Subject, provenance: Provenance) -> Explanation:
         """Values [B, N, F] with their standard errors over the donors; those of an object at its first slot."""

@@ -110,7 +110,7 @@ SPECIAL: dict[str, Callable[..., Tensor]] = {
         *arguments, **{k: v for k, v in options.items() if k != "cudnn_enable"}
     ),
     "minimum": minimum,
-    "detach": lambda z: z,  # a constant that jumps between the halves (φ wrapped around) has a secant too
+    "detach": lambda z: torch.maximum(z, swapped(z)).detach(),  # the shift of a softmax: one constant for both halves
 }
 """Name of an operation -> its rule. A product's constant factor may stand on either side."""
 UNARY = frozenset(

@@ -68,6 +68,7 @@ class Model(nn.Module, ABC):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events.
 
@@ -76,11 +77,22 @@ class Model(nn.Module, ABC):
         gain: factors on the attention weights, an intervention: 0 cuts what a node receives from another and leaves the
         other weights as they are (ignored without attention). Its gradient at 1 is attention × gradient. The trace
         holds the weights before the factors.
+        pair_terms: those of these events, if they are known already (see `pair_terms`).
         """
 
     def stream_names(self) -> tuple[str, ...]:
         """Names of the submodules whose first argument is the node states [B, N, D]: the layers in order, then what
         reads the last states. Empty for a model that has none."""
+        return ()
+
+    def pair_terms(
+        self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
+    ) -> tuple[Float[Tensor, "B N N _"], ...]:
+        """What the model computes of each pair from these two objects alone; () if nothing.
+
+        Variants of an event share it, so an explanation computes it once for thousands of them. N may be any number.
+        """
+        del x, mask, node_type
         return ()
 
 

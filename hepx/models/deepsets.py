@@ -54,6 +54,7 @@ class DeepSets(Model):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events; there is no routing and no attention."""
         h = self.per_object(self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type))

@@ -52,6 +52,7 @@ class GCN(Model):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events; there is no routing and no attention."""
         return Output(self.head(mean_pool(self.nodes(x, mask, node_type), mask)), empty_trace(mask, 0))

@@ -171,6 +171,7 @@ class GraphTransformer(Model):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events; see `Model.forward`."""
         h = self.embed(self.inputs.nodes(x, mask, node_type))
@@ -180,7 +181,8 @@ class GraphTransformer(Model):
         allowed = mask[:, None, :] & mask[:, :, None]
         if not self.settings.self_loops:
             allowed = allowed & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
-        bias, pairs = self.pair_terms(x, mask, node_type)
+        terms = self.pair_terms(x, mask, node_type) if pair_terms is None else pair_terms
+        bias, pairs = self._bias(terms), terms[-1] if self.settings.pair_values and terms else None
         stored = []
         for layer, block in enumerate(self.blocks):
             h, *trace = block(
@@ -218,13 +220,15 @@ class GraphTransformer(Model):
 
     def pair_terms(
         self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
-    ) -> tuple[Float[Tensor, "B L H N N"] | None, Float[Tensor, "B N N P"] | None]:
-        """Bias of the attention scores of all layers and heads, and what the pairs carry; None where not asked for."""
+    ) -> tuple[Float[Tensor, "B N N _"], ...]:
+        """Bias of the attention scores, layers and heads in a row, and what the pairs carry; each where asked for."""
         if self.pair_network is None:
-            return None, None
-        settings, bias = self.settings, None
+            return ()
         pairs = self.pair_network[:4](self.inputs.pairs(x, mask, node_type))
-        if settings.pair_bias:
-            bias = self.pair_network[4](pairs).permute(0, 3, 1, 2)
-            bias = bias.unflatten(1, (settings.num_layers, settings.num_heads))
-        return bias, pairs if settings.pair_values else None
+        bias = (self.pair_network[4](pairs),) if self.settings.pair_bias else ()
+        return (*bias, pairs) if self.settings.pair_values else bias
+
+    def _bias(self, terms: tuple[Tensor, ...]) -> Float[Tensor, "B L H N N"] | None:
+        if not (self.settings.pair_bias and terms):
+            return None
+        return terms[0].permute(0, 3, 1, 2).unflatten(1, (self.settings.num_layers, self.settings.num_heads))

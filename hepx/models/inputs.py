@@ -85,8 +85,8 @@ def pair_kinematics(x: Float[Tensor, "... N F"], node_type: Int[Tensor, "... N"]
     delta_eta2 = (x[..., :, None, ETA] - x[..., None, :, ETA]) ** 2 * (1 - transverse)
     delta_phi = x[..., :, None, PHI] - x[..., None, :, PHI]
     cos_phi = torch.cos(delta_phi)
-    # Δφ wrapped to [−π, π); the difference is exact in the gradient because the shift is a constant.
-    delta_phi = delta_phi - 2 * torch.pi * torch.round(delta_phi / (2 * torch.pi)).detach()
+    # Δφ wrapped to [−π, π); the difference is exact in the gradient because that of the shift is 0.
+    delta_phi = delta_phi - 2 * torch.pi * torch.round(delta_phi / (2 * torch.pi))
     pt, mass2 = x[..., PT], x[..., MASS] ** 2
     pz = pt * torch.sinh(x[..., ETA])
     et, energy = torch.sqrt(pt**2 + mass2 + _SMALL), torch.sqrt(pt**2 + pz**2 + mass2 + _SMALL)

@@ -15,6 +15,8 @@ from hepx.graph import NODE_TYPES
 
 GROUPED_FROM = 16
 """From this number of experts on, each runs on its own nodes only: `test_models` shows equality, the benchmark why."""
+SHORT_ROW = 15
+"""On a CPU a softmax of up to this many entries is faster written out: three times for seven (`bench_models`)."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "leaky_relu": functional.leaky_relu}
 
 
@@ -61,7 +63,11 @@ def masked_softmax(scores: Float[Tensor, "*S"], allowed: Bool[Tensor, "*#S"]) ->
     """Softmax over the last axis among the allowed entries; a row with none of them is all zeros. At least float32."""
     scores = scores.float() if scores.dtype == torch.bfloat16 else scores
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    return torch.softmax(scores, dim=-1) * allowed
+    if scores.shape[-1] > SHORT_ROW or scores.device.type != "cpu":
+        return torch.softmax(scores, dim=-1) * allowed
+    weights = torch.exp(scores - scores.detach().amax(-1, keepdim=True)) * allowed
+    total = weights.sum(-1, keepdim=True)
+    return weights / (total + (total == 0))
 
 
 def in_float32(layer: nn.Linear, h: Float[Tensor, "*B D"]) -> Float[Tensor, "*B E"]:

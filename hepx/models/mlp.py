@@ -44,6 +44,7 @@ class MLP(Model):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events; there is no routing and no attention."""
         return Output(self.net(self.inputs.nodes(x, mask, node_type).flatten(1)), empty_trace(mask, 0))

@@ -120,6 +120,7 @@ class PaperMGT(Model):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events; see `Model.forward`. Noise is in units of the learned width."""
         h = self.embed(self.inputs.nodes(x, mask, node_type))

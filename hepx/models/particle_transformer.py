@@ -110,13 +110,13 @@ class ParticleTransformer(Model):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events; there is no routing."""
         h = self.project(self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type))
         allowed = mask[:, None, :] & mask[:, :, None]
-        bias: Tensor | float = 0.0
-        if self.pair_network is not None:
-            bias = self.pair_network(self.inputs.pairs(x, mask, node_type)).permute(0, 3, 1, 2)
+        terms = self.pair_terms(x, mask, node_type) if pair_terms is None else pair_terms
+        bias: Tensor | float = terms[0].permute(0, 3, 1, 2) if terms else 0.0
         stored = []
         for layer, block in enumerate(self.blocks):
             h, attention = block(h, allowed, bias, None if gain is None else gain[:, layer])
@@ -127,3 +127,9 @@ class ParticleTransformer(Model):
     def stream_names(self) -> tuple[str, ...]:
         """See `Model.stream_names`."""
         return (*(f"blocks.{i}" for i in range(len(self.blocks))), "pool")
+
+    def pair_terms(
+        self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
+    ) -> tuple[Float[Tensor, "B N N H"], ...]:
+        """Bias of the attention scores, the same in all layers."""
+        return () if self.pair_network is None else (self.pair_network(self.inputs.pairs(x, mask, node_type)),)
