@@ -39,6 +39,7 @@ class BayesNetwork(Model):
         routing: Bool[Tensor, "B L N X"] | None = None,
         noise: Float[Tensor, "B L N X"] | None = None,
         gain: Float[Tensor, "B L H N N"] | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Logits 0 and g(v(x))."""
         score = self.score(x, node_type, self.slots)
