@@ -11,7 +11,7 @@ from pathlib import Path
 from hepx.errors import ConfigError, DataError, closest
 from hepx.events.columns import Resolved
 from hepx.events.reading import computed
-from hepx.events.schema import Schema, parse_branch
+from hepx.events.schema import CARTESIAN, POLAR, Schema, parse_branch
 from hepx.events.tables import Table, open_table, open_tables
 from hepx.files import write_text
 from hepx.remote import Location, size
@@ -129,30 +129,23 @@ def _describe_fit(fit: Fit) -> list[str]:
     parts = {
         "optional branches found": fit.found,
         "optional branches absent": fit.absent,
-        "b-tagger": (fit.tagger,) if fit.tagger else (),
+        "b-tag computed from the tagger": (fit.tagger,) if fit.tagger else (),
         "computed by hepx": fit.computed,
     }
     return lines + [f"    {name}: {', '.join(values)}" for name, values in parts.items() if values]
 
 
 # what a starter schema asks for: field -> patterns that a fitting branch has in its name, best first
-_JET = {
-    "pt": (r"jet.*[_.]pt$",),
-    "eta": (r"jet.*[_.]eta$",),
-    "phi": (r"jet.*[_.]phi$",),
+Patterns = dict[str, tuple[str, ...]]
+_JET: Patterns = {
     "energy": (r"jet.*[_.](e|energy)$",),
     "mass": (r"jet.*[_.](m|mass)$",),
     "btag": (r"jet.*btag", r"(jet|btag).*(mv2|dl1|gn2|csv)"),
 }
-_LEPTON = {
-    name: tuple(rf"{kind}.*[_.]{name}$" for kind in ("lep", "muon", "electron", "mu", "el"))
-    for name in ("pt", "eta", "phi")
-}
-_MET = {
-    "pt": (r"met[_.](pt|et|met)$", r"missinget\.met$", r"^met$"),
-    "phi": (r"(met|missinget)[_.]phi$",),
-    "significance": (r"met.*sig",),
-}
+_LEPTONS = ("lep", "muon", "electron", "mu", "el")
+_MET: Patterns = {"pt": (r"met[_.](pt|et|met)$", r"missinget\.met$", r"^met$"), "phi": (r"(met|missinget)[_.]phi$",)}
+_MET_COMPONENTS: Patterns = {name: (rf"(met|missinget)[_.]{name}$",) for name in ("px", "py")}
+_SIGNIFICANCE: Patterns = {"significance": (r"met.*sig",)}
 _NOT_RECONSTRUCTED = ("truth", "gen", "syst", "_up", "_down", "fat", "large", "trig", "hlt", "sub", "soft")
 
 
@@ -184,10 +177,13 @@ def starter_schema(tree: TreeReport, path: Location) -> str:
         note = f"check{others}" if found else "no branch looks like it: fill it in"
         return f"{indent}{name}: {_quote(found[0] if found else FILL_IN)}  # {note}"
 
+    jets = _momentum(tree, ("jet",)) | _JET
+    leptons = _momentum(tree, _LEPTONS)
+    met = _first_found(tree, _MET, _MET_COMPONENTS) | _SIGNIFICANCE
     has_mass = bool(_propose(tree, _JET["mass"]))
     jet = [
         line("    ", name, patterns, name in ("energy", "mass"))
-        for name, patterns in _JET.items()
+        for name, patterns in jets.items()
         if not (name == "energy" and has_mass)
     ]
     lines = [
@@ -207,10 +203,10 @@ def starter_schema(tree: TreeReport, path: Location) -> str:
         '  select: "pt > 30 and abs(eta) < 2.8"  # GeV, whatever the unit of the file',
         "lepton:  # one block, or a list of blocks ([{branches: …}, {branches: …}]) for electrons and muons apart",
         "  branches:",
-        *(line("    ", name, patterns) for name, patterns in _LEPTON.items()),
+        *(line("    ", name, patterns) for name, patterns in leptons.items()),
         '  select: "pt > 25"',
         "met:",
-        *(line("  ", name, patterns, name == "significance") for name, patterns in _MET.items()),
+        *(line("  ", name, patterns, name == "significance") for name, patterns in met.items()),
         "btag_meaning: score  # FILL IN: quantile (1..5), score or flag",
         "btag_cut: 0.5  # FILL IN: from this value of btag on a jet is a b-jet",
         f"weights: [{', '.join(_quote(name) for name in _weights(tree))}]  # FILL IN: their product is the weight",
@@ -223,11 +219,28 @@ def starter_schema(tree: TreeReport, path: Location) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _momentum(tree: TreeReport, kinds: tuple[str, ...]) -> Patterns:
+    """What to look for as the momentum of objects of these names: pt, eta, phi, or px, py, pz where there are only
+    these."""
+
+    def patterns(names: tuple[str, ...]) -> Patterns:
+        return {name: tuple(rf"{kind}.*[_.]{name}$" for kind in kinds) for name in names}
+
+    return _first_found(tree, patterns(POLAR), patterns(CARTESIAN))
+
+
+def _first_found(tree: TreeReport, wanted: Patterns, other: Patterns) -> Patterns:
+    """The other patterns if the tree has what the first of them looks for, and not what the first of `wanted` does."""
+    first, second = (next(iter(patterns.values())) for patterns in (wanted, other))
+    return other if _propose(tree, second) and not _propose(tree, first) else wanted
+
+
 def _propose(tree: TreeReport, patterns: tuple[str, ...]) -> list[str]:
     """Branches with a name that fits, shortest first; systematic variations and truth are left out."""
     for pattern in patterns:
         found = [name for name in tree.branches if re.search(pattern, name.lower()) and "[" not in name]
         found = [name for name in found if not any(word in name.lower() for word in _NOT_RECONSTRUCTED)]
+        found = [name for name in found if not name.lower().startswith("mc")]
         if found:
             return sorted(found, key=lambda name: (len(name), name))
     return []

@@ -13,10 +13,10 @@ from hepx import expression, kinematics
 from hepx.collection import Collection, join
 from hepx.errors import DataError
 from hepx.events.columns import Columns, Float64, require, require_finite
-from hepx.events.schema import ObjectSchema, Schema, Tagger
+from hepx.events.schema import CARTESIAN, POLAR, ObjectSchema, Schema, Tagger
 from hepx.events.settings import DataSettings
 
-ENERGIES = ("pt", "energy", "mass")
+ENERGIES = ("pt", "energy", "mass", *CARTESIAN)
 MAX_ETA, MAX_PT = 10.0, 1e5  # beyond any detector; 100 TeV is beyond any beam
 MAX_ENERGY = MAX_PT * np.cosh(MAX_ETA)
 POSSIBLE = {
@@ -25,6 +25,7 @@ POSSIBLE = {
     "phi": (-2 * np.pi - 1e-4, 2 * np.pi + 1e-4),
     "energy": (0.0, MAX_ENERGY),
     "mass": (-MAX_ENERGY, MAX_ENERGY),
+    **dict.fromkeys(CARTESIAN, (-MAX_ENERGY, MAX_ENERGY)),
 }
 """Ranges of what a file may hold; GeV and rad. That a pt is beyond any beam is told apart from that."""
 SENTINEL = "If it marks an absent object, say so in the schema (exists: pt > 0)."
@@ -95,11 +96,14 @@ def _read_part(columns: Columns, part: ObjectSchema, scale: float, tagger: Tagge
     if part.exists:
         objects = objects.where(expression.evaluate(part.exists, objects.fields))
     fields = dict(objects.fields)
-    for name in fields.keys() & {*ENERGIES, "eta", "phi"}:
+    for name in fields.keys() & POSSIBLE.keys():
         fields[name] = fields[name].astype(np.float64)
         if name in ENERGIES and scale != 1:
             fields[name] *= scale
     _check_values(fields, branches, columns.where)
+    if part.momentum == CARTESIAN:
+        fields |= _polar(*(fields.pop(name) for name in CARTESIAN))
+        _check_values(fields, dict.fromkeys(POLAR, branches["px"]), columns.where)
     fields["phi"] = kinematics.wrap(fields["phi"])
     if tagger:
         fields["btag"] = _btag(fields, tagger)
@@ -124,7 +128,7 @@ def _check_values(fields: Mapping[str, Array], branches: Mapping[str, str], wher
     for name in found:
         values = fields[name]
         low, high = POSSIBLE[name]
-        if name in ("energy", "mass"):
+        if name in ("energy", "mass", *CARTESIAN):
             if name == "energy":
                 mend = "Find out what its writer means by it, or leave energy out of the schema."
                 require(values < 0, values, what(name), "are negative; expected an energy", mend)
@@ -137,6 +141,13 @@ def _check_values(fields: Mapping[str, Array], branches: Mapping[str, str], wher
         else:
             problem = "are outside ±2π; expected an angle in rad"
             require(abs(values) > high, values, what(name), problem, "Is it in degrees?")
+
+
+def _polar(px: Array, py: Array, pz: Array) -> dict[str, Array]:
+    """pt, eta and phi of momenta; eta is infinite along the beam."""
+    pt = np.hypot(px, py)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"pt": pt, "eta": np.arcsinh(pz / pt), "phi": np.arctan2(py, px)}
 
 
 def _within(values: Array, low: float, high: float) -> bool:
@@ -218,7 +229,7 @@ def _without_repeated(parts: Sequence[Collection]) -> list[Collection]:
 
 def missing_momentum(columns: Columns, schema: Schema, objects: Mapping[str, Collection]) -> Collection:
     """Missing momentum, one per event, with its significance, from the file or computed from the selected objects."""
-    pt, phi = met_of_file(columns, schema) if schema.met.pt else met_of_objects(columns, schema, objects)
+    pt, phi = met_of_objects(columns, schema, objects) if schema.met.built else met_of_file(columns, schema)
     found = significance_of_file(columns, schema)
     if found is None:
         found = kinematics.met_significance(pt, phi, objects["jet"], objects["lepton"])
@@ -238,6 +249,9 @@ def significance_of_file(columns: Columns, schema: Schema) -> Float64 | None:
 
 def met_of_file(columns: Columns, schema: Schema) -> tuple[Float64, Float64]:
     """pt and phi of the missing momentum, as the file has them."""
+    if schema.met.px is not None:
+        px, py = (_component(columns, schema, branch) for branch in (schema.met.px, schema.met.py))
+        return np.hypot(px, py), kinematics.wrap(np.arctan2(py, px))
     pt = columns.per_event(str(schema.met.pt)).astype(np.float64) * _scale(schema)
     phi = columns.per_event(str(schema.met.phi)).astype(np.float64)
     what = f"branch {schema.met.pt} of {columns.where}"
@@ -259,9 +273,17 @@ def met_of_objects(columns: Columns, schema: Schema, objects: Mapping[str, Colle
     """The soft term minus the vector sum of the selected jets and leptons."""
     total = []
     for branch, part in ((schema.met.soft_px, np.cos), (schema.met.soft_py, np.sin)):
-        soft = columns.per_event(str(branch)).astype(np.float64) * _scale(schema)
-        require_finite(soft, f"branch {branch} of {columns.where}")
+        soft = _component(columns, schema, branch)
         hard = (one.total(one["pt"] * part(one["phi"])) for one in (objects["jet"], objects["lepton"]))
         total.append(soft - sum(hard))
     px, py = total
     return np.hypot(px, py), np.arctan2(py, px)
+
+
+def _component(columns: Columns, schema: Schema, branch: str | None) -> Float64:
+    """A component of a transverse momentum, GeV [B]."""
+    values = columns.per_event(str(branch)).astype(np.float64) * _scale(schema)
+    what = f"branch {branch} of {columns.where}"
+    require_finite(values, what)
+    require(abs(values) > MAX_PT, values, what, "are above 100 TeV", CHECK_UNIT)
+    return values

@@ -141,7 +141,7 @@ def _open(path: Location, schema: Schema, variation: VariationSettings | None) -
 
 def computed(resolved: Resolved, schema: Schema) -> tuple[str, ...]:
     """The quantities that hepx computes because the file does not have them."""
-    met = () if schema.met.pt else ("met", "met_phi")
+    met = ("met", "met_phi") if schema.met.built else ()
     return met if schema.met.significance in resolved.present() else (*met, "met_significance")
 
 

@@ -23,6 +23,7 @@ from hepx.config import Settings
 from hepx.errors import ConfigError, closest
 
 T = TypeVar("T", bound=Any)
+POLAR, CARTESIAN = ("pt", "eta", "phi"), ("px", "py", "pz")
 _BRANCH = re.compile(r"(?P<name>[^\[\]|?]+)(?:\[(?:(?P<position>\d+)|(?P<key>[^\[\]=]+)=(?P<text>[^\[\]]+))\])?")
 
 
@@ -73,7 +74,8 @@ def _check(branches: Iterable[str]) -> None:
 
 
 class ObjectSchema(Settings):
-    """One kind of object: field -> branch, with derived fields and the default selection (GeV).
+    """One kind of object: field -> branch, with derived fields and the default selection (GeV). The momentum is pt, eta
+    and phi, or px, py and pz, which become those; with an energy or a mass, else the mass is 0.
 
     exists: an expression on the file's own values; where it is false the entry holds no object (a sentinel such as
     −99 in a table with fixed columns). `slot`: the branches hold one object per event instead of a list. derived:
@@ -89,11 +91,19 @@ class ObjectSchema(Settings):
 
     @model_validator(mode="after")
     def _has_momentum(self) -> Self:
-        missing = {"pt", "eta", "phi"} - {name for name, branch in self.branches.items() if not branch.endswith("?")}
+        required = {name for name, branch in self.branches.items() if not branch.endswith("?")}
+        missing = set(self.momentum) - required
         if missing:
-            raise ValueError(f"an object needs the fields pt, eta and phi; missing: {', '.join(sorted(missing))}")
+            raise ValueError(
+                "an object needs the fields pt, eta and phi (or px, py and pz); missing: " + ", ".join(sorted(missing))
+            )
         _check(self.branches.values())
         return self
+
+    @property
+    def momentum(self) -> tuple[str, str, str]:
+        """The fields that hold the momentum in the file."""
+        return CARTESIAN if CARTESIAN[0] in self.branches else POLAR
 
 
 class Tagger(Settings):
@@ -107,22 +117,30 @@ class Tagger(Settings):
 
 
 class MissingMomentum(Settings):
-    """The missing transverse momentum: pt and phi as the file has them, or the soft term (soft_px, soft_py), to which
-    hepx then adds minus the sum of the selected objects. Without a branch for the significance it is computed."""
+    """The missing transverse momentum: pt and phi, or px and py, as the file has them; or the soft term (soft_px,
+    soft_py), to which hepx adds minus the sum of the selected objects. Without a branch for the significance it is
+    computed."""
 
     pt: str | None = None
     phi: str | None = None
+    px: str | None = None
+    py: str | None = None
     soft_px: str | None = None
     soft_py: str | None = None
     significance: str | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        given = {name for name in ("pt", "phi", "soft_px", "soft_py") if getattr(self, name)}
-        if given not in ({"pt", "phi"}, {"soft_px", "soft_py"}):
-            raise ValueError("the missing momentum needs either pt and phi, or soft_px and soft_py")
+        given = {name for name in ("pt", "phi", "px", "py", "soft_px", "soft_py") if getattr(self, name)}
+        if given not in ({"pt", "phi"}, {"px", "py"}, {"soft_px", "soft_py"}):
+            raise ValueError("the missing momentum needs either pt and phi, or px and py, or soft_px and soft_py")
         _check(self.branches().values())
         return self
+
+    @property
+    def built(self) -> bool:
+        """Whether hepx builds it from the objects."""
+        return self.soft_px is not None
 
     def branches(self) -> dict[str, str]:
         """Field -> branch, only those given."""

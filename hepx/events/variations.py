@@ -22,7 +22,7 @@ from hepx.errors import DataError
 from hepx.events import objects as reading
 from hepx.events.columns import Columns, Float64, require
 from hepx.events.objects import Found
-from hepx.events.schema import ObjectSchema, Schema, Tagger
+from hepx.events.schema import CARTESIAN, ObjectSchema, Schema, Tagger
 from hepx.events.settings import DataSettings, VariationSettings
 
 MOMENTUM = {"pt", "eta", "phi", "mass", "energy"}
@@ -108,17 +108,18 @@ def _times(part: Collection, what: str, factor: Any) -> Collection:
 
 
 def _mass_follows(before: Found, after: Found, base: Schema, moved: Schema) -> Found:
-    """Where pt is read from another branch and neither energy nor mass is, the mass follows pt."""
+    """Where the momentum is read from other branches and neither energy nor mass is, the mass follows pt."""
 
     def one(old: Collection, new: Collection, was: ObjectSchema, now: ObjectSchema) -> Collection:
         masses = [name for name in ("energy", "mass") if name in was.branches]
-        changed = [name for name in ("pt", *masses) if was.branches[name] != now.branches[name]]
-        if not masses or changed != ["pt"]:
+        changed = {name for name in (*was.momentum, *masses) if was.branches[name] != now.branches[name]}
+        first = was.momentum[0]
+        if not masses or not changed & {"pt", *CARTESIAN} or changed & set(masses):
             return new
         if not np.array_equal(old.offsets, new.offsets):
             raise DataError(
-                f"branch {now.branches['pt']} has other objects than {was.branches['pt']}, so the variation must name "
-                f"a branch for {' and '.join(was.branches[name] for name in masses)} too."
+                f"branch {now.branches[first]} has other objects than {was.branches[first]}, so the variation must "
+                f"name a branch for {' and '.join(was.branches[name] for name in masses)} too."
             )
         ratio = np.divide(new["pt"], old["pt"], out=np.ones(len(old["pt"])), where=old["pt"] > 0)
         return new.with_fields(mass=old["mass"] * ratio)
@@ -137,9 +138,10 @@ def _missing_momentum(
     varied: Mapping[str, Collection],
 ) -> tuple[Float64, Float64]:
     """pt and phi of the varied missing momentum."""
-    if moved.schema.met.pt is None:
+    if moved.schema.met.built:
         return reading.met_of_objects(moved.columns, moved.schema, varied)
-    if (moved.schema.met.pt, moved.schema.met.phi) != (base.schema.met.pt, base.schema.met.phi):
+    now, was = (one.schema.met.model_dump(exclude={"significance"}) for one in (moved, base))
+    if now != was:
         return reading.met_of_file(moved.columns, moved.schema)
     met = nominal["met"]
     shift = _total(after, moved.schema, nominal["lepton"]) - _total(before, base.schema, nominal["lepton"])
