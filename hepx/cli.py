@@ -225,14 +225,16 @@ def explain(
 
 
 @app.command(
-    epilog="Examples:\n\n  hepx validate planted --quick                         a few mechanisms, a few minutes\n\n"
+    epilog="Examples:\n\n  hepx validate runs/quickstart --method saliency         faithfulness, for any run\n\n"
+    "  hepx validate runs/seed1 --beside runs/seed2          with the spread of the seeds of the training\n\n"
+    "  hepx validate planted --quick                         a few mechanisms, a few minutes\n\n"
     "  hepx validate planted                                 all mechanisms, 40 000 training events each\n\n"
     "  hepx validate planted configs/quickstart.yaml         labels planted into your own events\n\n"
     "  hepx validate planted runs/quickstart --mechanism mbb --method shapley\n\n"
     "A stopped suite goes on with the same command."
 )
 def validate(
-    what: Annotated[str, typer.Argument(metavar="planted", help="What the explanations are held against.")],
+    what: Annotated[str, typer.Argument(metavar="RUN|planted", help="A trained run, or planted truths.")],
     events: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG|RUN]", help="Plant labels into these events, not sampled ones.")
     ] = None,
@@ -254,10 +256,19 @@ def validate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; else runs/planted, or planted/ in the run folder.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option("--beside", metavar="RUN", help="For a run: the same with another seed.")
+    ] = None,
 ) -> None:
-    """Judge every explanation method on events whose true explanation is known: planted.html."""
+    """Judge explanations: of a run without a truth (validate.json), or on planted truths (planted.html).
+
+    For a run --method adds a method and --explained says how many events; the other options are for planted truths.
+    """
     if what != "planted":
-        raise ConfigError(f"unknown validation '{what}'; {closest(what, ['planted'])}")
+        if events or overrides or output or mechanism:
+            raise ConfigError("hepx validate RUN takes --method, --explained and --beside only.")
+        _validate_run(Path(what), method or [], explained or 200, beside or [])
+        return
     from hepx.config import parse
     from hepx.planted import suite
     from hepx.report.planted import make_planted
@@ -277,6 +288,23 @@ def validate(
     for line in suite.summary(found):
         typer.echo(line)
     typer.echo(f"table: {make_planted(folder)}, planted.csv, planted.json")
+
+
+def _validate_run(folder: Path, methods: list[str], limit: int, beside: list[Path]) -> None:
+    """Measure how faithful the explanations of a run are; its report shows it."""
+    from hepx import files
+    from hepx.faithfulness import lines
+    from hepx.notebook import open_run
+    from hepx.report import make_report
+
+    with _resumable("from the start"):
+        found = open_run(folder).validate(methods, limit, beside)
+        files.write_json(folder / "validate.json", found)
+        if (folder / "report.html").exists():
+            make_report(folder)
+    for line in lines(found):
+        typer.echo(line)
+    typer.echo(f"all numbers: {folder / 'validate.json'}, and in the report")
 
 
 @app.command(epilog="Example:  hepx report runs/quickstart")

@@ -11,8 +11,9 @@ Nothing is written into the run folder. Without a run, `explain` takes a model a
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,16 @@ import numpy as np
 import torch
 
 import hepx
-from hepx import attribution, expression
+from hepx import attribution, expression, files
 from hepx.attribution import METHODS, Method, Subject, subsample
 from hepx.config import parse
 from hepx.errors import ConfigError, DataError, ResultError, closest
 from hepx.evaluate import SIGNAL
+from hepx.faithfulness import validate
 from hepx.graph import GraphBatch
+from hepx.insides import NULLS
 from hepx.metrics import probability
-from hepx.models import Model, predict
+from hepx.models import Model, build_model, predict
 from hepx.results import (
     Array,
     Explanation,
@@ -42,6 +45,7 @@ from hepx.results import (
 )
 from hepx.run import Run
 from hepx.settings import RunSettings
+from hepx.train import load_weights, refuse_training_events
 
 KINDS: dict[str, type[Result]] = {
     kind.__name__: kind for kind in (Explanation, GroupExplanation, PairExplanation, Importance, ResponseCurve)
@@ -119,6 +123,48 @@ class Trained:
         graphs = subsample(self.select(events, made.variation), limit, self.settings.seed)
         where = self.run.provenance(made.name, made.model_dump(mode="json"), made.variation)
         return attribution.explain(made, self._subject(graphs), where)
+
+    def validate(
+        self, methods: Sequence[str] = (), limit: int = 200, beside: Sequence[str | os.PathLike[str]] = ()
+    ) -> dict[str, Any]:
+        """How faithful the methods of the run's config, and `methods` with default settings, are: `hepx.faithfulness`.
+
+        limit: test events, chosen at random; beside: folders of the same run with other seeds, whose networks must give
+        like explanations. A network of shuffled labels is used if the run has one (nulls/). Raises ConfigError if a run
+        beside is of another layout, DataError if it was trained on these events.
+        """
+        known = {one.result: one for one in self.settings.explain if not one.variation}
+        known |= {name: _method(name, {}) for name in methods if name not in known}
+        wanted = {name: one.model_copy(update={"events": limit}) for name, one in known.items()}
+        graphs = subsample(self.test, limit, self.settings.seed)
+        found = validate(wanted, self._subject(graphs), self._where, self._shuffled(), self._beside(beside, graphs))
+        where = self.run.provenance("validate", {"events": limit, "beside": [str(one) for one in beside]})
+        return {**found, "provenance": asdict(where)}
+
+    def _where(self, method: Method) -> Provenance:
+        return self.run.provenance(method.name, method.model_dump(mode="json"), method.variation)
+
+    def _shuffled(self) -> list[Model]:
+        """Networks trained on shuffled labels that `hepx explain` left for this training."""
+        found, epochs = [], self.settings.insides.nulls.epochs
+        for folder in sorted((self.run.folder / NULLS).glob("shuffled-*")):
+            seed = int(folder.name.partition("-")[2])
+            key, note = files.digest([self.run.key("train"), epochs, seed]), folder / "key.txt"
+            if note.exists() and note.read_text() == key:
+                model = build_model(self.settings.model, self.test.layout, seed)
+                load_weights(model, folder)
+                found.append(model.to(self.run.device).eval())
+        return found
+
+    def _beside(self, folders: Sequence[str | os.PathLike[str]], graphs: GraphBatch) -> list[Model]:
+        found = []
+        for folder in folders:
+            other = open_run(folder)
+            if other.run.store().layout != graphs.layout:
+                raise ConfigError(f"run '{folder}' has other objects or samples; give one of another seed.")
+            refuse_training_events(other.run.folder / "checkpoints", graphs.event_id.numpy())
+            found.append(other.model)
+        return found
 
     def load(self, result: str) -> Result:
         """A result that the run folder holds, by the name of its file in explain/: "shapley"."""

@@ -38,7 +38,7 @@ LAYERS = [
     {"train"},
     {"interventions", "nulls", "probes"},
     {"attribution", "attention", "experts", "representation", "evaluate", "comparison", "variations"},
-    {"insides", "planted"},
+    {"insides", "planted", "faithfulness"},
     {"report"},
     {"settings"},
     {"run"},

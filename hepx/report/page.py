@@ -25,6 +25,7 @@ from hepx.report.grids import (
 from hepx.report.performance import performance_grids
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import number, plus_minus
+from hepx.report.validation import validation_grids
 from hepx.report.variations import variation_grids
 from hepx.results import ObservableLink
 
@@ -43,7 +44,7 @@ def make_report(run: Path) -> Path:
         saved=saved,
         name=run.resolve().name,
         pictures=pictures,
-        grids=make_grids(saved, tables) | performance_grids(saved) | variation_grids(saved),
+        grids=make_grids(saved, tables) | performance_grids(saved) | variation_grids(saved) | validation_grids(saved),
         summary=summary(saved),
         facts=_facts(saved),
         verdict=_verdict(saved),

@@ -60,6 +60,7 @@ class Saved:
     experts: ExpertReport | None
     representation: Representation | None
     stability: tuple[Stability, ...]
+    validation: dict[str, Any] | None = None
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -116,6 +117,8 @@ class Saved:
         attributions = self.explanations | self.group_values | self.edges | self.importances
         found = {f"explain/{name}.npz": result.provenance for name, result in attributions.items()}
         found |= {f"explain/response_{name}.npz": result.provenance for name, result in self.responses.items()}
+        if self.validation:
+            found["validate.json"] = Provenance(**self.validation["provenance"])
         if self.links_provenance:
             found["explain/links.json"] = self.links_provenance
         if self.attention:
@@ -155,6 +158,7 @@ def load_saved(run: Path) -> Saved:
         experts=_optional(run / "experts.json", ExpertReport.load_report),
         representation=_optional(run / "representation.json", Representation.load),
         stability=_load_stability(run / "stability.json"),
+        validation=_optional(run / "validate.json", _read_json),
     )
 
 
