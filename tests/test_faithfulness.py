@@ -143,10 +143,14 @@ def test_sensitivity_is_that_of_captum() -> None:
     shifts = torch.tensor([[0.1, 0.0], [0.0, -0.3], [0.2, 0.2]])
     x = torch.tensor([[1.0, 2.0]])
 
-    def explain(inputs: Any) -> torch.Tensor:
-        return (inputs[0] if isinstance(inputs, tuple) else inputs) ** 2
+    def explain(inputs: Any) -> tuple[torch.Tensor]:
+        return ((inputs[0] if isinstance(inputs, tuple) else inputs) ** 2,)
 
-    expected = sensitivity_max(explain, x, lambda one: one + shifts, n_perturb_samples=3)
+    steps = iter(shifts)
+    expected = sensitivity_max(
+        explain, x, lambda one: one + next(steps), n_perturb_samples=3, norm_ord="fro", max_examples_per_batch=1
+    )
+    assert next(steps, None) is None  # captum has used them all
     change, size = faithfulness.sensitivity((x**2).numpy(), [((x + one) ** 2).numpy() for one in shifts])
     assert (change / size)[0] == pytest.approx(float(expected[0]))
 
