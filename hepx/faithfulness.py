@@ -170,7 +170,7 @@ def unfaithfulness(score: Array, kept: Array) -> Array:
 
 def likeness(first: Array, second: Array, present: Array) -> Array:
     """Spearman correlation of |φ| of the objects of each event [B]; NaN with fewer than two or without differences."""
-    return _correlation(*(_ranks(np.abs(phi), present) for phi in (first, second)), present)
+    return _correlation(_ranks(np.abs(first), present), _ranks(np.abs(second), present), present)
 
 
 def _ranks(values: Array, present: Array) -> Array:
@@ -282,7 +282,9 @@ def validate(
     for name, method in track(methods.items(), "validate", len(methods)):
 
         def phi(changed: Subject, method: Method = method) -> Array:
-            return of_objects(attribution.explain(method, changed, provenance(method)))
+            found = attribution.explain(method, changed, provenance(method))
+            assert isinstance(found, Explanation)  # as the first one of the method was
+            return of_objects(found)
 
         whole = attribution.explain(method, subject, provenance(method)) if method.per_event else None
         if not isinstance(whole, Explanation):
