@@ -17,7 +17,7 @@ from hepx.graph import RAW_FEATURES, GraphBatch
 from hepx.models import Model, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.planted import turned
-from hepx.results import AttentionMap, EventTable, Provenance, Result
+from hepx.results import EventTable, Explanation, Provenance, ResponseCurve, Result
 
 PLAYERS = {"b": ["bjet.pt", "bjet.eta", "bjet.phi"], "met": ["met"], "lepton": ["lepton.pt"]}
 SMALL: dict[str, dict[str, Any]] = {
@@ -214,7 +214,8 @@ def test_results_survive_a_file(name: str, subject: Subject, provenance: Provena
             np.testing.assert_array_equal(value, second[key])
         elif key != "events":
             assert value == second[key]
-    with pytest.raises(ResultError, match=f"holds a {type(result).__name__}; expected AttentionMap"):
-        AttentionMap.load(path)
+    other = ResponseCurve if isinstance(result, Explanation) else Explanation
+    with pytest.raises(ResultError, match=f"holds a {type(result).__name__}; expected {other.__name__}"):
+        other.load(path)
     with pytest.raises(ResultError, match="there is no result"):
         type(result).load(tmp_path / "none.npz")

@@ -26,7 +26,7 @@ def autocast() -> torch.autocast:
 )
 def test_inputs_and_router_stay_exact_under_autocast(settings: object, toys: GraphBatch) -> None:
     """ln m² of light pairs would lose all its digits in 16 bit: the inputs are the same bits with and without."""
-    model = build_model(MODELS[name][0](), toys.layout, 1).eval()
+    model = build_model(settings, toys.layout, 1).eval()
     model.inputs.fit(toys, toys.weight)
     exact = model(toys.x, toys.mask, toys.node_type)
     plain = model.inputs.nodes(toys.x, toys.mask, toys.node_type)

@@ -249,7 +249,7 @@ def test_sigterm_stops_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
 def test_a_run_that_another_process_works_on_is_waited_for(swept: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     workers, run = sweep._Workers(swept.members[:1], 2), swept.members[0].run
     monkeypatch.setattr(sweep._Workers, "_launch", lambda _, member: member)
-    with run._locked():
+    with files.locked(run.folder, "wait"):
         workers._start()
         assert workers.jobs == []
     workers._start()
