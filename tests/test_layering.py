@@ -28,6 +28,7 @@ LAYERS = [
         "results_network",
         "frames",
         "metrics",
+        "trees",
         "remote",
         "download",
     },
@@ -56,7 +57,7 @@ DOORS = {
     "fsspec": {"remote"},
     "urllib.request": {"remote"},
     "atlasopenmagic": {"fetch"},
-    "sklearn": {"evaluate", "experts"},
+    "sklearn": {"trees", "experts"},
     "pythia8mc": {"simulate"},
     "fastjet": {"simulate"},
 }
