@@ -401,13 +401,16 @@ def _references(splits: Splits, seed: int) -> list[Classifier]:
     return found
 
 
-def fit_trees(splits: Splits, tables: Sequence[Array], seed: int, wanted: Sequence[Array] | None = None) -> trees.Trees:
-    """Trees on tables [B, V] of the training and validation events that tell signal from background, or that predict
-    the `wanted` numbers [B]. Trees cannot take negative weights: they are fitted with |w|, classes of equal weight."""
-    graphs = (splits.train, splits.validation)
-    targets = [labels(one) for one in graphs] if wanted is None else wanted
-    weights = (training_weights(one).abs().numpy() for one in graphs)
-    return trees.fit(*(trees.Table(*one) for one in zip(tables, targets, weights, strict=True)), seed)
+def fit_trees(splits: Splits, tables: Sequence[Array], seed: int) -> trees.Trees:
+    """Trees on tables [B, V] of the training and validation events that tell signal from background.
+
+    Trees cannot take negative weights: they are fitted with |w|, classes of equal weight.
+    """
+    train, validation = (
+        trees.Table(table, labels(graphs), training_weights(graphs).abs().numpy())
+        for table, graphs in zip(tables, (splits.train, splits.validation), strict=True)
+    )
+    return trees.fit(train, validation, seed)
 
 
 def observable_table(graphs: GraphBatch) -> Array:

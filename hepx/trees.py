@@ -26,11 +26,11 @@ PATIENCE = 20
 
 @dataclass(frozen=True)
 class Table:
-    """Inputs x [B, V], NaN where missing; what is to be predicted y [B]; weight [B], not negative."""
+    """Inputs x [B, V], NaN where missing; what is to be predicted y [B]; weight [B], not negative, None: all alike."""
 
     x: Array
     y: Array
-    weight: Array
+    weight: Array | None
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Trees:
         return np.asarray(predict(x[:, self.known]))
 
 
-def fit(train: Table, validation: Table, seed: int) -> Trees:
+def fit(train: Table, validation: Table, seed: int, learning_rate: float = 0.05) -> Trees:
     """Trees that tell classes apart (y integer) or predict a number, as many as the validation loss asks for."""
-    known = ~np.isnan(train.x).all(0)
+    known = np.asarray(~np.isnan(train.x).all(axis=0))
     kind = HistGradientBoostingClassifier if np.issubdtype(train.y.dtype, np.integer) else HistGradientBoostingRegressor
     estimator = kind(
-        learning_rate=0.05, max_iter=2000, n_iter_no_change=PATIENCE, early_stopping=True, random_state=seed
+        learning_rate=learning_rate, max_iter=2000, n_iter_no_change=PATIENCE, early_stopping=True, random_state=seed
     )
     estimator.fit(
         train.x[:, known],
