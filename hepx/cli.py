@@ -297,8 +297,8 @@ def _validate_run(folder: Path, methods: list[str], limit: int, beside: list[Pat
     from hepx.notebook import open_run
     from hepx.report import make_report
 
-    with _resumable("from the start"):
-        found = open_run(folder).validate(methods, limit, beside)
+    with _resumable("after the last method that was judged"):
+        found = open_run(folder).validate(methods, limit, beside, folder / "validate")
         files.write_json(folder / "validate.json", found)
         if (folder / "report.html").exists():
             make_report(folder)

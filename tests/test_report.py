@@ -56,6 +56,7 @@ TYPE_OF = {"b": "bjet", "j": "jet", "l": "lepton", "m": "met"}
 TYPES = ("jet", "bjet", "lepton", "met")
 FEATURES = {"pt": "GeV", "eta": "", "phi": "rad", "mass": "GeV", "btag": "", "met_significance": ""}
 HAS = {"jet": 5, "bjet": 5, "lepton": 3, "met": 3}  # number of leading features, E_T^miss without η
+SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 SHOWN = ("mbb", "mt", "mct", "met", "delta_r_bb")
 PROVENANCE = Provenance(
     "shapley", {"baseline": "background", "draws": 16}, "c0ffee", "badcafe", "f00d", 42, "0.1.0", "abc", "cpu"
@@ -291,6 +292,30 @@ def make_closure(shapley: Explanation) -> Closure:
     return Closure(information, usage, rankings, fidelity, means, 200, where)
 
 
+def make_validation(shapley: Explanation) -> dict[str, Any]:
+    """Two methods, one as good as random values; no other seeds."""
+    good, bad = {"value": 0.8, "error": 0.02}, {"value": 0.0, "error": 0.05}
+    keys = ("order", "infidelity", "correlation", "fidelity_plus", "fidelity_minus", "unfaithfulness", "sensitivity")
+
+    def row(measured: dict[str, float], gain: float) -> dict[str, Any]:
+        curves = {
+            kind: [{"value": 4 * s * (1 + sign * gain * (1 - s)) - 2, "error": 0.1} for s in shares]
+            for kind, shares, sign in (("insertion", SHARES, 1), ("deletion", SHARES[::-1], -1))
+        }
+        likeness = {"donors": good, "seeds": None, "untrained": bad, "shuffled": None}
+        spread = {"donors": 0.1, "seeds": None}
+        return dict.fromkeys(keys, measured) | {"curves": curves, "likeness": likeness, "spread": spread, "means": []}
+
+    return {
+        "events": 200,
+        "shares": SHARES,
+        "methods": {"shapley": row(good, 0.8), "saliency": row(bad, 0.1)},
+        "random": row(bad, 0.0),
+        "agreement": [[1.0, 0.4], [0.4, 1.0]],
+        "provenance": asdict(replace(shapley.provenance, method="validate", settings={})),
+    }
+
+
 def make_links(explanation: Explanation) -> dict[str, Any]:
     """One link for every second observable, some below their null."""
     objects = {"mbb": ("b1", "b2"), "mt": ("lepton", "met"), "met": ("met",), "ht": ("b1", "b2", "j3")}
@@ -441,6 +466,7 @@ def write_run(run: Path) -> Path:
     make_experts(rng).save(run / "experts.json")
     make_representation(rng).save(run / "representation.json")
     make_closure(shapley).save(run / "closure.json")
+    files.write_json(run / "validate.json", make_validation(shapley))
     stability = [asdict(Stability(i, 3, 0.3, 0.05, 0.2, 0.4, 0.5, 0.1, 0.02)) for i in range(2)]
     files.write_json(run / "stability.json", {"runs": ["a", "b", "c"], "layers": stability})
     table = make_scores(rng)
