@@ -22,13 +22,15 @@ from hepx.models import build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.planted import MECHANISMS, Mechanism, plant, suite, toy_graphs
 from hepx.planted.bayes import BayesNetwork, expected_auc, judge_network
+from hepx.planted.cases import SuiteSettings, cases, own_base, toy_base
 from hepx.planted.judge import Criterion, Measures, missed
-from hepx.planted.suite import ATTENTION, SuiteSettings, own_base, run_suite, toy_base
+from hepx.planted.observations import OBSERVATIONS
+from hepx.planted.suite import run_suite
 from hepx.results import Provenance
 
 TINY = {"train_events": 600, "test_events": 300, "explained": 20, "draws": 4, "epochs": 1, "quick": True}
 COMPLETE = {"shapley", "feature_groups", "owen", "integrated_gradients", "deeplift"}
-NEEDS_ATTENTION = {"edge_knockout", "gradient_attention", "gnn_explainer", ATTENTION}
+NEEDS_ATTENTION = {"edge_knockout", "gradient_attention", "gnn_explainer", *OBSERVATIONS}
 
 
 def tiny(**values: object) -> SuiteSettings:
@@ -160,8 +162,8 @@ def test_every_method_is_in_the_table(planted: tuple[suite.Suite, Path]) -> None
     found, folder = planted
     for network in ("trained", "untrained", "shuffled"):
         rows = {row.method: row for row in found.rows if row.network == network}
-        assert set(rows) == {*METHODS, ATTENTION}
-        assert rows[ATTENTION].verdict == "observation"
+        assert set(rows) == {*METHODS, *OBSERVATIONS}
+        assert {rows[name].verdict for name in OBSERVATIONS} == {"observation"}
         assert rows["shapley"].verdict == ("not judged" if network == "trained" else "fail")
         assert rows["shapley"].measures.mass is not None
         assert rows["shapley"].measures.mass < 0.65  # chance is 2 of 4 or 5 objects
@@ -183,7 +185,7 @@ def test_a_finished_suite_computes_nothing_again(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(suite, "_measured", refuse)
-    monkeypatch.setattr(suite, "fit", refuse)
+    monkeypatch.setattr("hepx.planted.cases.fit", refuse)
     settings = tiny(mechanisms=("mbb",))
     assert run_suite(settings, toy_base(settings), folder).rows == found.rows
     other = tiny(mechanisms=("mbb",), seed=2)
@@ -221,7 +223,7 @@ def test_own_events_lose_what_cannot_be_explained(toys: GraphBatch) -> None:
     layout = replace(toys.layout, slots=("b1", "b2", "j3", "l", "met"))
     without = own_base(replace(toys, layout=layout), replace(rare, layout=layout), settings, "mine", "x")
     with pytest.raises(ConfigError, match="no mechanism can be planted into these graphs"):
-        suite.cases(settings, without, Path())
+        cases(settings, without, Path())
 
 
 @pytest.mark.parametrize(
