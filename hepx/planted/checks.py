@@ -62,7 +62,8 @@ def control_checks(case: Case, gate: Gate, rows: Mapping[str, Measures]) -> Iter
     yield _half(level, name, what, gate.auc, gate.error, float(student_t.ppf(1 - CHANCE / 2, IGNORANT)))
     if "shapley" in rows and rows["shapley"].mass is not None:
         truth, mask = case.mechanism.relevant(test).numpy(), test.mask.numpy()
-        bound = Criterion(round(float((truth.sum(1) / mask.sum(1)).mean()) + ABOVE_CHANCE, 3), at_least=False)
+        chance = float(np.average(truth.sum(1) / mask.sum(1), weights=test.weight.double().numpy()))
+        bound = Criterion(round(chance + ABOVE_CHANCE, 3), at_least=False)
         value = rows["shapley"].mass
         what = f"relevance mass of the exact Shapley values: at most the share of the true objects + {ABOVE_CHANCE:g}"
         yield Check(level, name, "shapley", what, value, None, str(bound), bound.met(value))

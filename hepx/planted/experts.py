@@ -139,11 +139,15 @@ def _answer(analysis: str, what: str, value: float | None, criterion: Criterion,
     return Check(LEVEL, "", analysis, what, value, error, str(criterion), passed)
 
 
+def _holds(analysis: str, wanted: str, passed: bool, text: str = "") -> Check:
+    return Check(LEVEL, "", analysis, wanted, None, None, wanted, passed, text)
+
+
 def _says(report: ExpertReport, words: Sequence[str]) -> Check:
     """All of the words are in the verdict."""
     passed = all(word in report.verdict for word in words)
     wanted = ", ".join(f"“{word}”" for word in words)
-    return Check(LEVEL, "", "verdict", "the verdict in words", None, None, f"says {wanted}", passed, report.verdict)
+    return _holds("verdict", f"says {wanted}", passed, report.verdict)
 
 
 def _swap(report: ExpertReport, criterion: Criterion) -> Check:
@@ -170,7 +174,9 @@ def _information(report: ExpertReport, criterion: Criterion) -> Check:
 def _told(report: ExpertReport) -> Check:
     """Number of variables that the choice is said to tell beyond chance."""
     number = float(len(exceeding(report.information)))
-    return _answer("information", "variables told beyond the nulls", number, Criterion(0.0, at_least=False))
+    return _answer(
+        "variables told", "observables that the choice tells beyond the nulls", number, Criterion(0.0, at_least=False)
+    )
 
 
 def _of_oracle(report: ExpertReport) -> Answers:
@@ -186,8 +192,7 @@ def _of_oracle(report: ExpertReport) -> Answers:
     yield _answer(
         "different weights", "experts with different weights", float(report.distinct_experts[0]), Criterion(3.0)
     )
-    wrong = float(report.dead != [[0, 2]])
-    yield _answer("dead experts", "the third, and no other, is not listed", wrong, Criterion(0.0, at_least=False))
+    yield _holds("dead experts", "lists the third, and no other", report.dead == [[0, 2]])
     yield _swap(report, Criterion(0.1))
     yield _information(report, Criterion(0.8))
     carries = [f"expert {i + 1} of layer 1 carries {PARTS[i]} in events {where}" for i, where in enumerate(REGIONS)]
@@ -204,19 +209,16 @@ def _of_clone(report: ExpertReport) -> Answers:
 
 def _of_dead(report: ExpertReport) -> Answers:
     layer, expert = DEAD
-    missing = float([layer, expert] not in report.dead)
-    yield _answer("dead experts", "the one never chosen is not listed", missing, Criterion(0.0, at_least=False))
+    yield _holds("dead experts", "lists the one that is never chosen", [layer, expert] in report.dead)
     lost = abs(report.effect("knock_out", layer, expert).delta_auc or 0.0)
     yield _answer("knock-out", "|ΔAUC| without the dead expert", lost, Criterion(0.0, at_least=False))
     named = f"expert {expert + 1} of layer {layer + 1} "
-    silent = named not in report.verdict
-    text = report.verdict
-    yield Check(LEVEL, "", "verdict", "the verdict in words", None, None, f"does not name {named}", silent, text)
+    yield _holds("verdict", f"does not name {named}", named not in report.verdict, report.verdict)
 
 
 def _of_mix(report: ExpertReport) -> Answers:
     yield _information(report, Criterion(0.3))
-    yield _answer("dead experts", "experts that nobody uses", float(len(report.dead)), Criterion(0.0, at_least=False))
+    yield _holds("dead experts", "lists none", not report.dead)
     yield _says(report, ["differ in function"])
 
 

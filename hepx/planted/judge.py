@@ -7,10 +7,10 @@ Mass and rank accuracy: Arras et al., arXiv:2003.07258; closure: correlation wit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t as student_t
 
 from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch
 from hepx.planted.bayes import correlation
@@ -249,7 +249,8 @@ def _by_chance(found: Found, weight: Array) -> float | None:
     mean = (weight[:, None] * found.objects).sum(0) / weight.sum()
     error = np.sqrt((weight[:, None] ** 2 * (found.objects - mean) ** 2).sum(0)) / abs(weight.sum())
     largest = float(_share(np.abs(mean), error)[error > 0].max(initial=0.0))
-    return min(1.0, 2 * int((error > 0).sum()) * (1 - NormalDist().cdf(largest)))
+    independent = float(weight.sum() ** 2 / (weight**2).sum()) - 1
+    return min(1.0, 2 * int((error > 0).sum()) * float(student_t.sf(largest, independent)))
 
 
 def _closures(

@@ -48,14 +48,14 @@ def observation(name: str, subject: Subject) -> PairExplanation:
 
 def wording(hit: float | None, observed: Array, knocked: Array) -> str:
     """What may be said of a map: `finds the pair` only if its strongest pair is the true one in 90 % of the events, and
-    the one whose edge knock-out changes the score most in as many. observed, knocked: [B, N, N]."""
+    in as many the one whose edge knock-out changes the score most. observed, knocked: [B, N, N]."""
     if hit is None:
         return ""
     if hit < ENOUGH:
-        return f"must not be said to find the pair: it does in {hit:.0%} of the events"
+        return f"misses the pair in {1 - hit:.0%} of the events"
     first, second = np.triu_indices(observed.shape[1], 1)
     strongest = [np.abs(values[:, first, second]).argmax(1) for values in (observed, knocked)]
     agree = float((strongest[0] == strongest[1]).mean())
     if agree < ENOUGH:
-        return f"must not be said to find the pair: edge knock-out names another one in {1 - agree:.0%} of the events"
+        return f"edge knock-out names another pair in {1 - agree:.0%}"
     return "finds the pair"

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import ndtri
 from scipy.stats import t as student_t
 from torch import Tensor
@@ -99,28 +98,33 @@ def shift(model: Model, subject: Subject, variation: Variation, draws: int) -> F
     return after.values - before.values
 
 
-def coverage(shifts: Float[np.ndarray, "R B N"], truth: Float[np.ndarray, "B N"], mask: npt.NDArray[np.bool_]) -> float:
-    """Share of the objects whose true change lies in the 68 % band of a network's, mean over the networks.
+def coverage(
+    shifts: Float[np.ndarray, "R B N"],
+    truth: Float[np.ndarray, "B N"],
+    mask: Bool[np.ndarray, "B N"],
+    weight: Float[np.ndarray, "B"],
+) -> float:
+    """Weighted share of the objects whose true change lies in the 68 % band of a network's, mean over the networks.
 
     The band: its own change ± t times the standard deviation of those of the other networks, t for their number.
     """
     quantile = student_t.ppf(0.5 + BAND / 2, len(shifts) - 2)
-    shares = []
+    counts, shares = mask * weight[:, None], []
     for i, own in enumerate(shifts):
         spread = np.delete(shifts, i, axis=0).std(0, ddof=1)
-        shares.append((np.abs(own - truth) <= quantile * spread)[mask].mean())
+        shares.append(((np.abs(own - truth) <= quantile * spread) * counts).sum() / counts.sum())
     return float(np.mean(shares))
 
 
 def systematics_checks(
-    networks: Sequence[Model], bayes: Model, subject: Subject, true_objects: npt.NDArray[np.bool_], draws: int
+    networks: Sequence[Model], bayes: Model, subject: Subject, true_objects: Bool[np.ndarray, "B N"], draws: int
 ) -> Iterator[Check]:
     """One per variation; true_objects [B, N]: what the truth depends on."""
-    mask = subject.graphs.mask.numpy()
+    mask, weight = subject.graphs.mask.numpy(), subject.graphs.weight.double().numpy()
     for name, variation in VARIATIONS.items():
         truth = shift(bayes, subject, variation, draws)
         shifts = np.stack([shift(model, subject, variation, draws) for model in networks])
-        found, there = (coverage(shifts, truth, chosen) for chosen in (mask, true_objects))
+        found, there = (coverage(shifts, truth, chosen, weight) for chosen in (mask, true_objects))
         size, off = (float(np.sqrt((v[true_objects] ** 2).mean())) for v in (truth, shifts.mean(0) - truth))
         text = (
             f"{there:.0%} of the true objects; their values change by {size:.3f} (rms, logit), "

@@ -103,9 +103,9 @@ def markdown(suite: dict[str, Any]) -> str:
 
 
 def _markdown_cell(row: dict[str, Any]) -> str:
-    value = headline(row)
+    value, chance = headline(row), row["measures"]["null"]
     if value is None:
-        return NOTHING
+        return NOTHING if chance is None or row["verdict"] == "not judged" else f"p = {chance:.2f}"
     text = f"{value:.2f}" + ("*" if row["verdict"] == "refused" else "")
     return f"**{text}**" if row["verdict"] == "pass" else text
 
@@ -119,9 +119,9 @@ def _over_mechanisms(rows: list[dict[str, Any]]) -> list[str]:
     judged = [row["verdict"] == "pass" for row in rows if row["verdict"] in ("pass", "fail", "refused")]
     return [
         f"{min(hits):.2f}–{max(hits):.2f}" if hits else NOTHING,
-        f"≥ {min(closures):.2f}" if closures else NOTHING,
-        f"{np.mean(times):.2g}" if times else NOTHING,
-        f"{sum(judged)} of {len(judged)}" if judged else "observed",
+        f"≥ {min(closures):.2f}".replace("-", "−") if closures else NOTHING,
+        f"{np.mean(times):#.2g}".rstrip(".") if times else NOTHING,
+        f"{sum(judged)} of {len(judged)}" if judged else NOTHING,
     ]
 
 
@@ -150,6 +150,8 @@ def _expert_table(suite: dict[str, Any]) -> tuple[list[str], dict[str, dict[str,
     table: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for check in of_experts:
         table.setdefault(check["analysis"], {}).setdefault(check["case"], []).append(check)
+    if "verdict" in table:
+        table["verdict"] = table.pop("verdict")  # the last line
     return list(dict.fromkeys(check["case"] for check in of_experts)), table
 
 
@@ -157,7 +159,9 @@ def _value(check: dict[str, Any]) -> str:
     if check["value"] is None:
         return "right" if check["passed"] else "wrong"
     text = f"{check['value']:.3g}".replace("-", "−")
-    return text if check["error"] is None else f"{check['value']:.3f} ± {check['error']:.3f}".replace("-", "−")
+    if check["error"] is None:
+        return text
+    return f"{check['value']:.3f} ± {check['error']:.3f}".replace("-", "−").replace(" ", "\u00a0")
 
 
 def _facts(suite: dict[str, Any]) -> dict[str, Grid]:
@@ -208,6 +212,8 @@ def _gates(suite: dict[str, Any]) -> Grid:
     for gate in suite["gates"]:
         r = NOTHING if gate["correlation"] is None else f"{gate['correlation']:.3f}"
         passed = _mark("passes", "pass") if gate["passed"] else _mark("misses the gate", "miss")
+        if gate["network"] != "trained" and not gate["passed"]:
+            passed = _mark("misses, as it must", "quiet")
         loss = f"{gate['bayes_auc'] - gate['auc']:+.4f}".replace("-", "−")
         auc = f"{gate['auc']:.4f} ± {gate['error']:.4f}"
         events = count(gate["num_train"])
