@@ -26,6 +26,7 @@ from hepx.results import (
     Result,
     kind_of,
 )
+from hepx.results_closure import Closure, MeanAttribution, Usage
 from hepx.results_network import AttentionMap, ExpertReport, Representation, Stability
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class Saved:
     representation: Representation | None
     stability: tuple[Stability, ...]
     validation: dict[str, Any] | None = None
+    closure: Closure | None = None
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -93,6 +95,16 @@ class Saved:
         return dict(self.metrics["calibration"])
 
     @property
+    def usage(self) -> list[Usage]:
+        """What trees and network use."""
+        return self.closure.usage if self.closure else []
+
+    @property
+    def means(self) -> list[MeanAttribution]:
+        """Mean attributions in regions and under variations."""
+        return self.closure.means if self.closure else []
+
+    @property
     def objects(self) -> Explanation | None:
         """The attribution to objects (values [B, N] that add up to the change of the score)."""
         return self._first(("shapley",), lambda e: e.values.ndim == 2 and e.completeness_error is not None)
@@ -119,6 +131,8 @@ class Saved:
         found |= {f"explain/response_{name}.npz": result.provenance for name, result in self.responses.items()}
         if self.validation:
             found["validate.json"] = Provenance(**self.validation["provenance"])
+        if self.closure:
+            found["closure.json"] = self.closure.provenance
         if self.links_provenance:
             found["explain/links.json"] = self.links_provenance
         if self.attention:
@@ -159,6 +173,7 @@ def load_saved(run: Path) -> Saved:
         representation=_optional(run / "representation.json", Representation.load),
         stability=_load_stability(run / "stability.json"),
         validation=_optional(run / "validate.json", _read_json),
+        closure=_optional(run / "closure.json", Closure.load),
     )
 
 
