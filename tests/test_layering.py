@@ -38,7 +38,7 @@ LAYERS = [
     {"train"},
     {"interventions", "nulls", "probes"},
     {"attribution", "attention", "experts", "representation", "evaluate", "comparison", "variations"},
-    {"insides", "planted", "faithfulness"},
+    {"insides", "planted", "faithfulness", "influence"},
     {"report"},
     {"settings"},
     {"run"},

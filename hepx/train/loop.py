@@ -75,7 +75,7 @@ def compiled(model: Model) -> Callable[..., Output]:
     return torch.compile(model)
 
 
-def _learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
+def learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
     """Linear warm-up, then half a cosine to zero or steps."""
     total = settings.epochs * steps_per_epoch
     warmup = max(1, int(settings.warmup * total))
@@ -84,6 +84,25 @@ def _learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> 
     if settings.schedule == "step":
         return settings.lr * settings.step_factor ** (step // (steps_per_epoch * settings.step_epochs))
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def draw(
+    mask: Bool[Tensor, "B N"],
+    rows: slice,
+    size: int,
+    moes: Sequence[MixtureOfExperts],
+    settings: TrainSettings,
+    generator: torch.Generator,
+) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
+    """The mask with some objects hidden and the noise of the routers, for the `rows` of a batch of `size` events."""
+    noise, device, num_nodes = None, mask.device, mask.shape[1]
+    if settings.node_dropout:
+        uniform = torch.rand(size, 2 + num_nodes, generator=generator, device=device)
+        mask = hide_objects(mask, settings.node_dropout, uniform[rows])
+    if moes and settings.router_noise:
+        shape = (size, len(moes), num_nodes, moes[0].num_experts)
+        noise = torch.randn(shape, generator=generator, device=device)[rows] * settings.router_noise
+    return mask, noise
 
 
 class _Fit:
@@ -117,7 +136,7 @@ class _Fit:
         self.model.train()
         torch.manual_seed(step_seed(self.seed, self.total_steps, self.ranks.rank))  # of dropout
         for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(self.total_steps, self.steps_per_epoch, settings)
+            group["lr"] = learning_rate(self.total_steps, self.steps_per_epoch, settings)
         mask, noise = self._draw(batch)
         parts, trace = self._losses(batch, mask, noise)
         weight = settings.balance_weight if settings.balance in BALANCE_LOSSES else 0.0
@@ -148,16 +167,8 @@ class _Fit:
     def _draw(self, batch: Batch) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
         """Which objects the model sees and the noise of its routers, drawn for the whole batch: however many processes
         share it, the numbers are the same."""
-        settings, mask, noise = self.settings, batch.events.mask, None
         self.generator.manual_seed(step_seed(self.seed, self.total_steps))
-        device, num_nodes = mask.device, mask.shape[1]
-        if settings.node_dropout:
-            uniform = torch.rand(batch.size, 2 + num_nodes, generator=self.generator, device=device)
-            mask = hide_objects(mask, settings.node_dropout, uniform[batch.rows])
-        if self.moes and settings.router_noise:
-            shape = (batch.size, len(self.moes), num_nodes, self.moes[0].num_experts)
-            noise = torch.randn(shape, generator=self.generator, device=device)[batch.rows] * settings.router_noise
-        return mask, noise
+        return draw(batch.events.mask, batch.rows, batch.size, self.moes, self.settings, self.generator)
 
     @torch.no_grad()
     def _average(self) -> None:
