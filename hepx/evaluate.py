@@ -133,7 +133,7 @@ def _groups(test: GraphBatch, settings: EvaluateSettings) -> list[Group]:
     several = sum(kind == "signal" for _, kind in kinds) > 1
     groups += [_sample_group(n, kind, layout.samples[n]) for n, kind in kinds if kind == "background" or several]
     if settings.points:
-        values = _point_values(test, settings.points)
+        values = point_values(test, settings.points)
         for point in np.unique(values[(y == 1) & np.isfinite(values).all(1)], axis=0):
             groups.append(_point_group(settings.points, point))
     weight = test.weight.numpy()
@@ -151,13 +151,13 @@ def _sample_group(number: int, kind: str, name: str) -> Group:
 
 def _point_group(names: tuple[str, ...], point: Array) -> Group:
     def chosen(graphs: GraphBatch) -> Array:
-        return (_labels(graphs) == 0) | (_point_values(graphs, names) == point).all(1)
+        return (_labels(graphs) == 0) | (point_values(graphs, names) == point).all(1)
 
     numbers = {name: float(value) for name, value in zip(names, point, strict=True)}
     return Group("point", ", ".join(f"{name} {value:g}" for name, value in numbers.items()), dict(numbers), chosen)
 
 
-def _point_values(graphs: GraphBatch, names: tuple[str, ...]) -> Array:
+def point_values(graphs: GraphBatch, names: tuple[str, ...]) -> Array:
     """What names the point of each event [B, len(names)]; ConfigError if there is no such column."""
     channel = graphs.event_id.numpy() // EVENT_NUMBERS
     return np.stack([channel if name == CHANNEL else graphs.observable(name).numpy() for name in names], 1)
@@ -420,8 +420,8 @@ def _trees(splits: Splits, seed: int) -> list[Classifier]:
 def cross_scores(graphs: GraphBatch, seed: int, folds: int = 5) -> Array:
     """Log-odds of signal [B] of trees on the observables, of each event by trees that have not seen it.
 
-    The events are cut into `folds` parts by their event ids; those that judge when the trees stop growing are a tenth of
-    the others. Both classes get equal total |weight|. DataError if a class has fewer than ten events per part.
+    The events are cut into `folds` parts by their event ids; a tenth of the others says when the trees stop growing.
+    Both classes get equal total |weight|. DataError if a class has fewer than ten events per part.
     """
     weight, y, table = training_weights(graphs).abs().numpy(), _labels(graphs), _observable_table(graphs)
     if np.bincount(y, minlength=2).min() < 10 * folds:

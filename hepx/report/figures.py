@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from hepx import files
 from hepx.progress import track
 from hepx.report import (
+    audit,
     derive,
     figures_events,
     figures_experts,
@@ -236,6 +237,21 @@ FIGURES: dict[str, Figure] = {
         ("representation",),
         figures_states.erasures,
     ),
+    "audit_rates": Figure(
+        "What is odd about suspicious training events",
+        "Share of the training events in a category: among the suspicious ones (filled) and among all (open), by "
+        "weight in the loss, with 95 % intervals; triangles: none found, upper limit. A category is a property of the event, "
+        "known from the truth or from observables (table); it does not make an event wrong.",
+        ("audit",),
+        audit.draw_rates,
+    ),
+    "suspects": Figure(
+        "The most suspicious training events",
+        "Transverse momenta seen along the beam (true parent of a jet in brackets where known; "
+        "E<sub>T</sub><sup>miss</sup> dashed).",
+        ("displays",),
+        audit.draw_suspects,
+    ),
     "event": Figure(
         "Event display",
         "Left: transverse momenta seen along the beam, length of the arrows ∝ p<sub>T</sub> "
@@ -276,6 +292,7 @@ TABLES: dict[str, Numbers] = {
     "dictionaries": Numbers(("representation",), inside_tables.dictionaries),
     "sparsity": Numbers(("representation",), inside_tables.sparsity),
     "lens": Numbers(("representation",), inside_tables.lens),
+    "audit_rates": Numbers(("audit",), audit.rate_table),
     "events": Numbers(("objects",), derive.displayed_events),
 }
 """Name -> numbers that are in the report but in no file of another stage."""
