@@ -111,8 +111,8 @@ class Audit:
         files.write_text(folder / FILES[1], buffer.getvalue())
         values = {name: value for name, value in vars(self).items() if name not in ("columns", "rows")}
         values |= {"settings": self.settings.model_dump(), "suspicious": len(self.rows)}
-        values |= {"rates": [_plain(asdict(rate)) for rate in self.rates], "provenance": asdict(provenance)}
-        files.write_json(folder / FILES[0], values)
+        values |= {"rates": [asdict(rate) for rate in self.rates], "provenance": asdict(provenance)}
+        files.write_json(folder / FILES[0], finite(values))
 
 
 def audit(
@@ -132,10 +132,7 @@ def audit(
     scores: name -> one number per event [B], larger for one that stands out; score [B]: the model's log-odds of
     signal, to be shown; points: columns that tell signal points apart; paths [B]: the file of each event.
     """
-    twins = find_twins(graphs, settings.taxonomy.tolerance)
-    against = np.where(graphs.y.numpy() == SIGNAL, -1, 1) * cross_scores(graphs, seed)
-    found = categorize(graphs, against, twins, truth, settings.taxonomy)
-    found.append(_unexplained(found))
+    twins, against, found = examine(graphs, seed, settings.taxonomy, truth)
     criteria = _criteria(graphs, scores, twins, settings)
     suspects = rank(criteria, settings.share)
     chosen = _sets(graphs, suspects, criteria, settings.share, seed)
@@ -150,7 +147,9 @@ def audit(
     rows = tuple(zip(*(_take(values, suspects.order) for values in columns.values()), strict=True))
     categories = [{**_about(one), **_counts(one)} for one in found]
     displays = [
-        _display(graphs, i, dict(zip(columns, row, strict=True))) for i, row in _first(suspects, rows, settings)
+        {"rank": n + 1, "reason": suspects.criteria[suspects.reason[i]], "model_score": float(score[i])}
+        | {"categories": [one.name for one in found if one.found[i]], **picture(graphs, i)}
+        for n, i in enumerate(suspects.order[: settings.shown].tolist())
     ]
     return Audit(
         settings=settings,
@@ -163,6 +162,16 @@ def audit(
         displays=tuple(displays),
         notes=tuple(notes),
     )
+
+
+def examine(
+    graphs: GraphBatch, seed: int, settings: TaxonomySettings, truth: TruthMet | None
+) -> tuple[Twins, Array, list[Category]]:
+    """Twins, log-odds of the other class by independent trees [B], and categories of some events."""
+    twins = find_twins(graphs, settings.tolerance)
+    against = np.where(graphs.y.numpy() == SIGNAL, -1, 1) * cross_scores(graphs, seed)
+    found = categorize(graphs, against, twins, truth, settings)
+    return twins, against, [*found, _unexplained(found)]
 
 
 # Who is suspicious --------------------------------------------------------------------------------------------------
@@ -304,15 +313,9 @@ def _take(values: Array, order: Array) -> list[Any]:
     return ["" if isinstance(value, float) and not np.isfinite(value) else value for value in taken]
 
 
-def _first(
-    suspects: Suspects, rows: Sequence[tuple[Any, ...]], settings: AuditSettings
-) -> list[tuple[int, tuple[Any, ...]]]:
-    return list(zip(suspects.order.tolist(), rows, strict=True))[: settings.shown]
-
-
-def _display(graphs: GraphBatch, i: int, row: dict[str, Any]) -> dict[str, Any]:
-    """What a picture of an event needs: its objects, and its line of the list."""
-    layout = graphs.layout
+def picture(graphs: GraphBatch, i: int) -> dict[str, Any]:
+    """What a picture of an event needs: its objects, its observables, and what it is."""
+    layout, event_id = graphs.layout, int(graphs.event_id[i])
     objects = [
         {
             "slot": layout.slots[slot],
@@ -322,13 +325,20 @@ def _display(graphs: GraphBatch, i: int, row: dict[str, Any]) -> dict[str, Any]:
         }
         for slot in np.flatnonzero(graphs.mask[i].numpy())
     ]
-    units = dict(zip(layout.observables, layout.observable_units, strict=True))
-    about = {name: None if value == "" else value for name, value in row.items()}
-    return {"objects": objects, "units": units, **about}
+    observables = dict(zip(layout.observables, graphs.observables[i].tolist(), strict=True))
+    return {
+        "channel": event_id // EVENT_NUMBERS,
+        "event": event_id % EVENT_NUMBERS,
+        "sample": layout.samples[int(graphs.sample[i])],
+        "objects": objects,
+        "observables": observables,
+    }
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
+def finite(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON does not have: null stands for them."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -207,7 +207,7 @@ def draw_suspects(saved: Saved) -> dict[str, Canvas]:
 
 
 def _why(event: dict[str, Any]) -> str:
-    found = ", ".join(CATEGORIES.get(name, name) for name in event["categories"].split("; "))
+    found = ", ".join(CATEGORIES.get(name, name) for name in event["categories"])
     return f"stands out by {CRITERIA.get(event['reason'], event['reason'])}; {found}"
 
 
@@ -224,11 +224,11 @@ def draw_event(axes: Axes, event: dict[str, Any], prefix: str, note: str) -> Non
         for one in event["objects"]
     ]
     draw_plane(axes, arrows)
-    score = fixed(event["score"], 1, signed=True)
+    score = fixed(event["model_score"], 1, signed=True)
     title = f"{prefix}{style.sample_label(event['sample'])}, event {event['event']}, score {score}"
     axes.set_title(title, fontsize=11, loc="left")
-    known = [name for name in SHOWN if event.get(name) is not None]
-    numbers = ",  ".join(f"{style.observable_label(name)} = {event[name]:.0f}" for name in known)
+    known = {name: value for name in SHOWN if (value := event["observables"].get(name)) is not None}
+    numbers = ",  ".join(f"{style.observable_label(name)} = {value:.0f}" for name, value in known.items())
     axes.text(0.5, -0.01, f"{numbers} GeV\n{note}", transform=axes.transAxes, ha="center", va="top", fontsize=9.5)
 
 

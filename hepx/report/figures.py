@@ -240,8 +240,8 @@ FIGURES: dict[str, Figure] = {
     "audit_rates": Figure(
         "What is odd about suspicious training events",
         "Share of the training events in a category: among the suspicious ones (filled) and among all (open), by "
-        "weight in the loss, with 95 % intervals; triangles: none found, upper limit. A category is a property of the event, "
-        "known from the truth or from observables (table); it does not make an event wrong.",
+        "weight in the loss, with 95 % intervals; triangles: none found, upper limit. A category is a property of the "
+        "event, known from the truth or from observables (table); it does not make an event wrong.",
         ("audit",),
         audit.draw_rates,
     ),

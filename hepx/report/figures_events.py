@@ -53,7 +53,7 @@ def _display(saved: Saved, explanation: Explanation, choice: derive.Choice, norm
                 dashed=table.types[slot] == "met",
                 color=colors[slot],
             )
-            for slot in slots
+            for slot in slots.tolist()
         ],
     )
     _bars(bars, slots, colors, explanation, i)
