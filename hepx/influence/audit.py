@@ -218,6 +218,20 @@ def _sets(
     return {name: mask for name, mask in found.items() if mask.any()}
 
 
+def summary(found: Audit) -> list[str]:
+    """What is enriched among the suspicious events of all processes together: lower end of the interval above 1."""
+    share = 100 * found.settings.share
+    lines = [f"{len(found.rows)} of {found.num_events} training events stand out ({share:g} % by each score)"]
+    rates = [one for one in found.rates if (one.stratum, one.chosen_by) == ("all", ANY) and one.enrichment.low > 1]
+    for one in sorted(rates, key=lambda one: -one.enrichment.value):
+        factor = one.enrichment
+        lines.append(
+            f"{one.category.replace('_', ' ')}: {one.found} of {one.events}, enriched by a factor {factor.value:.2g} "
+            f"[{factor.low:.2g}, {factor.high:.2g}]"
+        )
+    return lines if rates else [*lines, "no category is enriched among them"]
+
+
 # Rates --------------------------------------------------------------------------------------------------------------
 
 

@@ -226,6 +226,12 @@ def word(found: Gain) -> str:
     return "better" if found.value > 0 else "worse"
 
 
+def describe(study: Study, outcomes: Mapping[Arm, Sequence[Retrained]]) -> dict[str, Any]:
+    """How good the arms are, and what dropping changes about the training set."""
+    measured = analyse(study, outcomes)
+    return {**measured, "composition": composition(study), "shapes": shapes(study), "means": means(study)}
+
+
 def analyse(study: Study, outcomes: Mapping[Arm, Sequence[Retrained]]) -> dict[str, Any]:
     """Everything that is measured on the test events: rows of the arms, and the verdict."""
     entries = {arm: measure(study, done) for arm, done in outcomes.items()}

@@ -73,8 +73,8 @@ def _enrichments(saved: Saved) -> Grid:
     rows = []
     for name in dict.fromkeys(one["category"] for one in rates):
         own = {one["chosen_by"]: one for one in rates if one["category"] == name}
-        cells = [_interval(own[chosen]["enrichment"]) if chosen in own else "–" for chosen in sets]
-        rows.append((CATEGORIES.get(name, name), by[name], _rate(own[ANY]["rate_of_all"]), *cells))
+        cells = [interval(own[chosen]["enrichment"]) if chosen in own else "–" for chosen in sets]
+        rows.append((CATEGORIES.get(name, name), by[name], rate_text(own[ANY]["rate_of_all"]), *cells))
     heads = [f"{CHOSEN.get(chosen, chosen)}" for chosen in sets]
     return Grid(("Category", "Known by", "All events", *heads), tuple(rows), _caption(audit), "audit_rates")
 
@@ -101,7 +101,7 @@ def _strata(saved: Saved) -> Grid:
             if one["found"] and one["category"] != "none":
                 name = sample_html(one["name"]) if kind == "process" else one["name"].replace("_", " ")
                 found = f"{one['found']} of {one['events']}"
-                cells = (_rate(one["rate_of_all"]), _rate(one["rate"]), found, _interval(one["enrichment"]))
+                cells = (rate_text(one["rate_of_all"]), rate_text(one["rate"]), found, interval(one["enrichment"]))
                 rows.append((name, CATEGORIES.get(one["category"], one["category"]), *cells))
     head = ("Stratum", "Category", "All events", "Suspicious events", "Found", "Enrichment")
     caption = (
@@ -135,11 +135,13 @@ def _suspects(saved: Saved) -> Grid:
     return Grid(head, tuple(rows), "The first suspicious events; all of them are in influence/audit.csv.")
 
 
-def _rate(share: dict[str, Any]) -> str:
+def rate_text(share: dict[str, Any]) -> str:
+    """A share in percent."""
     return "–" if share["value"] is None else percent(share["value"]) if share["value"] else "0"
 
 
-def _interval(share: dict[str, Any]) -> str:
+def interval(share: dict[str, Any]) -> str:
+    """A value with its interval."""
     if share["value"] is None:
         return "–"
     value, low, high = ("∞" if one is None else number(one, 2) if one else "0" for one in share.values())
@@ -152,7 +154,8 @@ def _interval(share: dict[str, Any]) -> str:
 def draw_rates(saved: Saved) -> dict[str, Canvas]:
     """Rates of the categories among the suspicious events and among all, one panel per process."""
     rates = [one for one in _shown(saved, "process") if one["category"] != "none"]
-    names = list(dict.fromkeys(one["category"] for one in rates))
+    present = {one["category"] for one in rates}
+    names = [name for name in CATEGORIES if name in present]
     figure = style.canvas(style.WIDTH, 1.9 + 0.42 * len(names))
     panels = figure.subplots(1, len(saved.samples), sharey=True, squeeze=False)[0]
     colors = style.colors(saved)
@@ -226,10 +229,12 @@ def draw_event(axes: Axes, event: dict[str, Any], prefix: str, note: str) -> Non
     draw_plane(axes, arrows)
     score = fixed(event["model_score"], 1, signed=True)
     title = f"{prefix}{style.sample_label(event['sample'])}, event {event['event']}, score {score}"
-    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_title(f"{title}\n{note}", fontsize=10.5, loc="left")
     known = {name: value for name in SHOWN if (value := event["observables"].get(name)) is not None}
     numbers = ",  ".join(f"{style.observable_label(name)} = {value:.0f}" for name, value in known.items())
-    axes.text(0.5, -0.01, f"{numbers} GeV\n{note}", transform=axes.transAxes, ha="center", va="top", fontsize=9.5)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.1 * (high - low), high)
+    axes.text(0.5, 0.01, f"{numbers} GeV", transform=axes.transAxes, ha="center", va="bottom", fontsize=9.5)
 
 
 TYPE_COLORS = {

@@ -64,6 +64,7 @@ class Saved:
     validation: dict[str, Any] | None = None
     audit: dict[str, Any] | None = None
     suspects: Table | None = None
+    distilled: dict[str, Any] | None = None
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -129,6 +130,8 @@ class Saved:
             found["validate.json"] = Provenance(**self.validation["provenance"])
         if self.audit:
             found["influence/audit.json"] = Provenance(**self.audit["provenance"])
+        if self.distilled:
+            found["influence/distill.json"] = Provenance(**self.distilled["provenance"])
         if self.links_provenance:
             found["explain/links.json"] = self.links_provenance
         if self.attention:
@@ -170,6 +173,7 @@ def load_saved(run: Path) -> Saved:
         stability=_load_stability(run / "stability.json"),
         validation=_optional(run / "validate.json", _read_json),
         audit=_optional(run / "influence" / "audit.json", _read_json),
+        distilled=_optional(run / "influence" / "distill.json", _read_json),
         suspects=_optional(run / "influence" / "audit.csv", _read_table),
     )
 
