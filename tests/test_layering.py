@@ -40,7 +40,7 @@ LAYERS = [
     {"train"},
     {"interventions", "nulls", "probes"},
     {"attribution", "attention", "experts", "representation", "evaluate", "comparison", "variations"},
-    {"insides", "planted", "faithfulness", "closure"},
+    {"insides", "planted", "faithfulness", "closure", "influence"},
     {"report"},
     {"settings"},
     {"run"},

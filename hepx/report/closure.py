@@ -192,7 +192,7 @@ def _parts(table: Table) -> str:
 
 
 def _band(axes: Axes, table: Table, objects: list[str], number: int, total: int) -> None:
-    """Means in one region: thin bar statistical, wide bar the whole error; with the first, all events, the shifted ones."""
+    """Means in one region: thin bar statistical, wide bar the whole error; with all events the shifted ones."""
     colors = ("black", *style.SIGNAL_COLORS[1:], *style.BACKGROUND_COLORS[1:])
     color, where = colors[number % len(colors)], [str(name) for name in table.column("where")][:1]
     place = np.array([objects.index(name) for name in table.column("object")]) + 0.72 * ((number + 0.5) / total - 0.5)

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure as Canvas
 from hepx import files
 from hepx.progress import track
 from hepx.report import (
+    audit,
     closure,
     derive,
+    distill,
     figures_events,
     figures_experts,
     figures_network,
@@ -256,6 +258,45 @@ FIGURES: dict[str, Figure] = {
         ("representation",),
         figures_states.erasures,
     ),
+    "audit_rates": Figure(
+        "What is odd about suspicious training events",
+        "Share of the training events in a category: among the suspicious ones (filled) and among all (open), by "
+        "weight in the loss, with 95 % intervals; triangles: none found, upper limit. A category is a property of the "
+        "event, known from the truth or from observables (table); it does not make an event wrong.",
+        ("audit",),
+        audit.draw_rates,
+    ),
+    "suspects": Figure(
+        "The most suspicious training events",
+        "Transverse momenta seen along the beam (true parent of a jet in brackets where known; "
+        "E<sub>T</sub><sup>miss</sup> dashed).",
+        ("displays",),
+        audit.draw_suspects,
+    ),
+    "distilled": Figure(
+        "What a smaller training set costs",
+        "AUC minus that of the full training, when events are dropped from the training set and the model is trained "
+        "again: at random, by the highest or by the lowest score. Left for as many epochs, which are fewer steps "
+        "(grey: all events for as few steps); right for as many steps as the full training. Error bars: seeds and "
+        "test events, which all share, so what matters is the difference to random (table).",
+        ("distilled",),
+        distill.draw_costs,
+    ),
+    "shapes": Figure(
+        "What dropping does to the training set",
+        "Distributions of one class in the full training set and in the reduced ones, by weight, at unit area, for the "
+        "largest share that was dropped; below, their ratio. The last bin holds what lies beyond. Error bars: "
+        "statistical, of events drawn from the full set.",
+        ("distilled",),
+        distill.draw_shapes,
+    ),
+    "dropped": Figure(
+        "The first events to go",
+        "The training events that each score drops first, with their value. Transverse momenta seen along the beam "
+        "(true parent of a jet in brackets where known; E<sub>T</sub><sup>miss</sup> dashed).",
+        ("distilled",),
+        distill.draw_dropped,
+    ),
     "event": Figure(
         "Event display",
         "Left: transverse momenta seen along the beam, length of the arrows ∝ p<sub>T</sub> "
@@ -298,6 +339,11 @@ TABLES: dict[str, Numbers] = {
     "dictionaries": Numbers(("representation",), inside_tables.dictionaries),
     "sparsity": Numbers(("representation",), inside_tables.sparsity),
     "lens": Numbers(("representation",), inside_tables.lens),
+    "audit_rates": Numbers(("audit",), audit.rate_table),
+    "distilled": Numbers(("distilled",), distill.distill_table),
+    "composition": Numbers(("distilled",), distill.composition_table),
+    "shapes": Numbers(("distilled",), distill.shape_table),
+    "dropped_means": Numbers(("distilled",), distill.mean_table),
     "events": Numbers(("objects",), derive.displayed_events),
 }
 """Name -> numbers that are in the report but in no file of another stage."""
