@@ -12,6 +12,9 @@ from markupsafe import Markup, escape
 from hepx import files
 from hepx.kinematics import OBSERVABLES
 from hepx.report import derive
+from hepx.report.audit import audit_grids
+from hepx.report.closure import closure_grids
+from hepx.report.distill import distill_grids
 from hepx.report.figures import draw_figures, write_tables
 from hepx.report.grid import object_html, observable_html
 from hepx.report.grids import (
@@ -44,7 +47,13 @@ def make_report(run: Path) -> Path:
         saved=saved,
         name=run.resolve().name,
         pictures=pictures,
-        grids=make_grids(saved, tables) | performance_grids(saved) | variation_grids(saved) | validation_grids(saved),
+        grids=make_grids(saved, tables)
+        | performance_grids(saved)
+        | variation_grids(saved)
+        | validation_grids(saved)
+        | closure_grids(saved)
+        | audit_grids(saved)
+        | distill_grids(saved),
         summary=summary(saved),
         facts=_facts(saved),
         verdict=_verdict(saved),
