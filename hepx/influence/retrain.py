@@ -31,7 +31,7 @@ from hepx.config import Settings
 from hepx.errors import ConfigError
 from hepx.graph import GraphBatch
 from hepx.influence.stacked import Lesson, Stack, State
-from hepx.models import build_model
+from hepx.models import Model, build_model
 from hepx.progress import progress
 from hepx.train import TrainSettings, training_weights
 from hepx.train.events import Columns
@@ -147,15 +147,8 @@ def _groups(recipe: Recipe, changes: Sequence[Change]) -> list[tuple[Change, ...
 def _train(recipe: Recipe, folder: Path, snapshots: int, group: tuple[Change, ...]) -> None:
     """Train a group and write its files."""
     start = time.perf_counter()
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        events = [_changed(recipe.events, change) for change in group]
-        models = [build_model(recipe.model, recipe.events.layout, change.seed) for change in group]
-        lessons = []
-        for model, graphs, change in zip(models, events, group, strict=True):
-            weight = training_weights(graphs, recipe.train.weights)
-            model.inputs.fit(graphs, weight)
-            factor = 1.0 if change.factor is None else _taken(change.factor, change.rows)
-            lessons.append(Lesson(Columns.of(graphs, weight * factor), change.seed))
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        models, lessons = zip(*(prepared(recipe, change) for change in group), strict=True)
         stack = Stack(models, lessons, recipe.train)
         epochs = kept_epochs(recipe.train.epochs, snapshots)
         paths = [_path(folder, recipe, change, snapshots) for change in group]
@@ -184,17 +177,20 @@ def kept_epochs(epochs: int, snapshots: int) -> list[int]:
     return [round(epochs * (i + 1) / number) for i in range(number)]
 
 
-def _changed(events: GraphBatch, change: Change) -> GraphBatch:
-    graphs = events if change.y is None else replace(events, y=change.y)
-    return graphs if change.rows is None else graphs[change.rows]
-
-
-def _taken(values: Tensor, rows: Tensor | None) -> Tensor:
-    return values if rows is None else values[rows]
+def prepared(recipe: Recipe, change: Change) -> tuple[Model, Lesson]:
+    """The untrained model with its inputs standardised, and the events of a training with their weights in the loss."""
+    rows = slice(None) if change.rows is None else change.rows
+    graphs = (recipe.events if change.y is None else replace(recipe.events, y=change.y))[rows]
+    model = build_model(recipe.model, graphs.layout, change.seed)
+    weight = training_weights(graphs, recipe.train.weights)
+    model.inputs.fit(graphs, weight)
+    if change.factor is not None:
+        weight = weight * change.factor[rows]
+    return model, Lesson(Columns.of(graphs, weight), change.seed)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """A sum in another number of threads is another sum: here and in a process of its own, one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
