@@ -23,18 +23,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hepx import __version__, files
 from hepx.config import Settings
 from hepx.errors import ConfigError
 from hepx.graph import GraphBatch
-from hepx.influence.stacked import Lesson, Stack, State
+from hepx.influence.stacked import Lesson, Stack
 from hepx.models import Model, build_model
 from hepx.progress import progress
 from hepx.train import TrainSettings, training_weights
 from hepx.train.events import Columns
+from hepx.train.snapshots import kept_epochs, write_snapshot
 from hepx.workers import Execution, outcomes
 
 FORMAT = 1  # of the files; and of what a training does with its random numbers
@@ -156,7 +156,7 @@ def _train(recipe: Recipe, folder: Path, snapshots: int, group: tuple[Change, ..
         def keep(epoch: int, stack: Stack) -> None:
             if epoch in epochs:
                 for member, path in enumerate(paths):
-                    _save_snapshot(_weights_folder(path), epoch, stack.lr, stack.weights(member))
+                    write_snapshot(_weights_folder(path), epoch, stack.lr, stack.weights(member))
 
         stack.run(keep)
         scores = stack.scores(recipe.queries).numpy()
@@ -165,16 +165,6 @@ def _train(recipe: Recipe, folder: Path, snapshots: int, group: tuple[Change, ..
     for change, path, score in zip(group, paths, scores, strict=True):
         with files.atomic(path) as temporary:
             np.savez(temporary, score=score, facts=facts, seed=np.array(change.seed))
-
-
-def kept_epochs(epochs: int, snapshots: int) -> list[int]:
-    """Numbers of `snapshots` epochs, evenly spread, the last one included.
-
-    >>> kept_epochs(10, 4)
-    [2, 5, 8, 10]
-    """
-    number = min(snapshots, epochs)
-    return [round(epochs * (i + 1) / number) for i in range(number)]
 
 
 def prepared(recipe: Recipe, change: Change) -> tuple[Model, Lesson]:
@@ -206,11 +196,6 @@ def _path(folder: Path, recipe: Recipe, change: Change, snapshots: int) -> Path:
 
 def _weights_folder(path: Path) -> Path:
     return path.with_suffix("")
-
-
-def _save_snapshot(folder: Path, epoch: int, lr: float, weights: State) -> None:
-    with files.atomic(folder / f"epoch_{epoch:03d}.safetensors") as temporary:
-        save_file(weights, temporary, {"epoch": str(epoch), "lr": repr(lr)})
 
 
 def _read(path: Path, name: str) -> Retrained:
