@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -68,13 +69,13 @@ class Loss(Score):
 
 
 class Near(Score):
-    """Inverse distance in the raw features, towards the label of the training event; `power` is a setting to choose."""
+    """A power of the inverse distance in the raw features, towards the label of the training event."""
 
     score: Literal["near"] = "near"
-    power: float = 1.0
+    ridge: float = 1.0
 
-    def choices(self) -> list[Score]:
-        return [Near(power=power) for power in (1.0, -1.0)]
+    def scan(self, task: Task, ridges: Sequence[float]) -> dict[float, Tensor]:
+        return {ridge: Near(ridge=ridge).influence(task) for ridge in ridges}
 
     def of_training(self, task: Task) -> Float[Tensor, "B"]:
         return torch.ones(len(task.train))
@@ -82,7 +83,7 @@ class Near(Score):
     def influence(self, task: Task) -> Float[Tensor, "B Q"]:
         scale = torch.tensor([50.0, 1, 1, 10, 2, 3])
         near = torch.cdist(*((graphs.x / scale).flatten(1) for graphs in (task.train, task.query))) + 0.01
-        return (2 * task.train.y - 1)[:, None] * near**-self.power
+        return (2 * task.train.y - 1)[:, None] * near**-self.ridge
 
 
 @pytest.fixture
@@ -154,9 +155,11 @@ def test_settings_are_chosen_on_the_tuning_halves_only(tmp_path: Path, monkeypat
     assert seen == [4, 4, 4]
     near, task = Near(), one.base[0]
     member = np.random.default_rng(1).integers(0, 2, (12, 240)).astype(float)
-    for best in near.choices():
+    for ridge in trials.RIDGES[2:]:  # the small ones order the events alike
+        best = Near(ridge=ridge)
         actual = member @ bench.effect(best, task)
         assert trials.chosen_settings(near, [task], member, actual) == best
+    assert trials.chosen_settings(Loss(), [task], member, actual) == Loss()
 
 
 @pytest.mark.usefixtures("scores")
@@ -199,7 +202,7 @@ def test_criteria_are_met_and_missed() -> None:
         rows = [
             Row("lds", "trak", 5, trak, 0.02, 0.0),
             Row("lds", "trak", 1, 0.0, 0.02, 0.0),
-            Row("lds", "tracin", 5, tracin, 0.02, 0.0),
+            Row("lds", "tracin", 1, tracin, 0.02, 0.0),
             Row("drop", "metagradient", 1, exact, 0.02, 0.0),
             Row("flips 10 %", "loss", 1, loss, 0.01, 0.5),
             Row("flips 10 %", "oracle", 1, 0.9, 0.01, 0.5),

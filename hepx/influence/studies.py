@@ -85,7 +85,7 @@ def _drawn(graphs: GraphBatch, number: int, seed: int) -> GraphBatch:
     if len(graphs) < number:
         raise DataError(
             f"the study needs {number} events of the run, but there are {len(graphs)}; ask for fewer "
-            "(--train-events, --queries)."
+            "(train_events=…, queries=…)."
         )
     return graphs[torch.randperm(len(graphs), generator=_generator(seed))[:number]]
 

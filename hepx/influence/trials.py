@@ -32,6 +32,7 @@ from hepx.influence.studies import Hidden
 
 NEAREST = 20  # training events that the retrieval of mechanisms looks at
 REMOVALS = {"drop": 0.01, "single": 0.0}  # test: share of the events that is removed at once; 0: one event
+RIDGES = (0.01, 0.1, 1.0, 10.0)  # in units of the mean eigenvalue
 LOSS, METAGRADIENT = "loss", "metagradient"
 
 # Retrained halves -------------------------------------------------------------------------------------------------
@@ -76,16 +77,15 @@ def _lds_rows(name: str, predicted: list[Array], actual: Array) -> Iterator[Row]
 
 
 def chosen_settings(score: Score, tasks: Sequence[Task], member: Array, actual: Array) -> Score:
-    """Of the settings a score offers (`choices`), those with the highest LDS of the mean of all models on halves that
-    judge nothing else; the score itself if it offers none."""
-    choices: Sequence[Score] = getattr(score, "choices", lambda: [score])()
-    if len(choices) == 1:
-        return choices[0]
-    values = [
-        judge.rank_correlation(member @ np.mean([effect(one, task) for task in tasks], 0), actual).mean()
-        for one in choices
-    ]
-    return choices[int(np.argmax(values))]
+    """A score that can `scan` values of its λ (`ridge`) with the one of RIDGES that has the highest LDS of the mean of
+    all models on halves that judge nothing else; any other score as it is."""
+    scan = getattr(score, "scan", None)
+    if scan is None:
+        return score
+    found = [scan(task, RIDGES) for task in tasks]
+    means = {ridge: np.mean([one[ridge].double().numpy() for one in found], 0) for ridge in RIDGES}
+    values = {ridge: judge.rank_correlation(member @ mean, actual).mean() for ridge, mean in means.items()}
+    return score.model_copy(update={"ridge": max(RIDGES, key=lambda ridge: values[ridge])})
 
 
 # One deterministic training ---------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _detection(bench: Bench, test: str, make: Callable[[int], Hidden]) -> Iterat
     changes = [Change(f"{test}, seed {seed}", seed, events=truth.events) for seed, truth in truths.items()]
     for truth, task in zip(truths.values(), bench.tasks(bench.recipe, changes, test), strict=True):
         among = truth.among.numpy()
-        values = {name: score.of_training(task).double().numpy() for name, score in bench.scores.items()}
+        values = {n: s.of_training(task).double().numpy() for n, s in bench.scores.items() if s.on_itself}
         mechanism = bench.study.mechanism
         if mechanism is not None and test.startswith("flips"):
             events = truth.events

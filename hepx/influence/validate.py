@@ -110,11 +110,11 @@ def controls(bench: Bench, rows: Sequence[Row]) -> Iterator[Verdict]:
 def criteria(study: Study, rows: Sequence[Row]) -> Iterator[Verdict]:
     """What the scores must reach on planted events; criteria of tests that were not made are left out."""
     found = {(row.test, row.score, row.models > 1): row for row in rows}
-    trak, tracin = (found.get(("lds", name, True)) for name in ("trak", "tracin"))
+    trak, tracin = found.get(("lds", "trak", True)), found.get(("lds", "tracin", False))
     if trak is not None:
         yield _at_least("trak", f"LDS of TRAK, {trak.models} models, ≥ {MIN_TRAK:g}", trak.value, trak.error, MIN_TRAK)
     if trak is not None and tracin is not None:
-        what = f"its LDS above that of TracIn by ≥ {MIN_GAIN:g}"
+        what = f"its LDS above that of TracIn, one model, by ≥ {MIN_GAIN:g}"
         yield _at_least("trak − tracin", what, trak.value - tracin.value, None, MIN_GAIN)
     exact = [row for row in rows if row.test == "drop" and row.score.startswith(METAGRADIENT)]
     if exact:

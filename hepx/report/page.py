@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from hepx import files
 from hepx.kinematics import OBSERVABLES
-from hepx.report import derive
+from hepx.report import derive, influence_validation
 from hepx.report.figures import draw_figures, write_tables
 from hepx.report.grid import object_html, observable_html
 from hepx.report.grids import (
@@ -44,7 +44,12 @@ def make_report(run: Path) -> Path:
         saved=saved,
         name=run.resolve().name,
         pictures=pictures,
-        grids=make_grids(saved, tables) | performance_grids(saved) | variation_grids(saved) | validation_grids(saved),
+        grids=make_grids(saved, tables)
+        | performance_grids(saved)
+        | variation_grids(saved)
+        | validation_grids(saved)
+        | (influence_validation.grids(saved.influence_validation) if saved.influence_validation else {}),
+        influence_facts=influence_validation.facts(saved.influence_validation) if saved.influence_validation else "",
         summary=summary(saved),
         facts=_facts(saved),
         verdict=_verdict(saved),

@@ -61,6 +61,7 @@ class Saved:
     representation: Representation | None
     stability: tuple[Stability, ...]
     validation: dict[str, Any] | None = None
+    influence_validation: dict[str, Any] | None = None
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -159,6 +160,7 @@ def load_saved(run: Path) -> Saved:
         representation=_optional(run / "representation.json", Representation.load),
         stability=_load_stability(run / "stability.json"),
         validation=_optional(run / "validate.json", _read_json),
+        influence_validation=_optional(run / "influence" / "validate.json", _read_json),
     )
 
 
