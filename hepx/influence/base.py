@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hepx.attribution import Shard
 from hepx.config import Settings
 from hepx.errors import ConfigError
 from hepx.evaluate import SIGNAL
@@ -48,15 +49,21 @@ class Task:
 class Score(Settings, ABC):
     """Base of all scores; a subclass names itself in `score: Literal["…"]`.
 
-    pairwise: whether the score says something of pairs of a training event and a query. A larger number of
-    `of_training` means an event that is more unusual, harder or more influential: what an audit would look at first.
+    on_itself: whether the score says something of a training event alone (`of_training`); pairwise: whether it says
+    something of pairs of a training event and a query. A larger number of `of_training` means an event that is more
+    unusual, harder or more influential: what an audit would look at first.
     """
 
+    on_itself: ClassVar[bool] = True
     pairwise: ClassVar[bool] = True
 
-    @abstractmethod
     def of_training(self, task: Task) -> Float[Tensor, "B"]:
         """One number per training event: what it does to itself, or how hard it is."""
+        raise ConfigError(f"score '{self.name}' says something of pairs of events only, not of a training event alone.")
+
+    def prepare(self, task: Task, shard: Shard) -> None:
+        """Put one shard of what is slow to compute into the cache of the task; nothing where nothing is."""
+        del task, shard
 
     def blocks(self, task: Task) -> Iterator[Float[Tensor, "b Q"]]:
         """`influence` in consecutive blocks of training events, for what does not fit into memory."""

@@ -44,6 +44,7 @@ from hepx.train.losses import (
 )
 from hepx.train.ranks import ALONE, Ranks
 from hepx.train.settings import TrainSettings
+from hepx.train.snapshots import FOLDER, kept_epochs, write_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +217,7 @@ class _Fit:
             "step": self.step,
             "sums": self.sums,
             "history": [vars(epoch) for epoch in self.history],
+            "snapshots": self.settings.snapshots,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -285,12 +287,22 @@ def _start(state: _Fit, folder: Path) -> None:
     """Go on from the saved state if there is one; all processes begin alike."""
     if state.ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(".*"):
+        for path in [*folder.glob(".*"), *(folder / FOLDER).glob(".*")]:
             path.unlink()  # half files of a killed process
     if state.ranks.from_first((folder / "last.pt").exists()):
-        state.restore(torch.load(folder / "last.pt", weights_only=True, map_location="cpu"))
-        log.info("training goes on after epoch %d, step %d", len(state.history), state.step)
+        _go_on(state, torch.load(folder / "last.pt", weights_only=True, map_location="cpu"))
+    if state.ranks.is_first and not (state.settings.snapshots and state.history):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
     state.ranks.copy_first([*state.model.state_dict().values(), *state.kept.state_dict().values()])
+
+
+def _go_on(state: _Fit, saved: dict[str, Any]) -> None:
+    """Take up a saved state, unless it is of a training that kept other snapshots: those cannot be made good."""
+    if state.settings.snapshots not in (0, saved.get("snapshots", 0)):
+        log.info("training starts again, to the same weights, for the snapshots that are wanted now")
+        return
+    state.restore(saved)
+    log.info("training goes on after epoch %d, step %d", len(state.history), state.step)
 
 
 def _epochs(state: _Fit, folder: Path, report: Report) -> None:
@@ -321,6 +333,7 @@ def _steps(state: _Fit, folder: Path, advance: Advance, stop: Callable[[], bool]
         _save_weights(state, folder)
     log.debug("%s", state.history[-1])
     report(state.history)
+    _save_snapshot(state, folder)
     _save(state, folder)
     return not state.ranks.any(stop())[0]
 
@@ -336,6 +349,15 @@ def _save_weights(state: _Fit, folder: Path) -> None:
         weights = {name: tensor.contiguous() for name, tensor in state.kept.state_dict().items()}
         with files.atomic(folder / "best.safetensors") as temporary:
             save_file(weights, temporary)
+
+
+def _save_snapshot(state: _Fit, folder: Path) -> None:
+    """Keep the weights of this epoch if it is one of those wanted, or the last."""
+    settings, epoch = state.settings, len(state.history)
+    if not state.ranks.is_first or not settings.snapshots:
+        return
+    if epoch in kept_epochs(settings.epochs, settings.snapshots) or _stopped(state.history, settings.patience):
+        write_snapshot(folder / FOLDER, epoch, state.history[-1].lr, state.kept.state_dict())
 
 
 def _stopped(history: list[Epoch], patience: int) -> bool:
