@@ -106,7 +106,7 @@ class Change:
 @dataclass(frozen=True)
 class Retrained:
     """The outcome of a training. score [Q]: log-odds of signal of the queries; steps: of the optimiser;
-    seconds: its share of the time of the trainings done together; snapshots: the files
+    seconds: its share of the processor time of the trainings done together; snapshots: the files
     of the kept weights, chronological, the last one final (empty if none were asked for)."""
 
     name: str
@@ -154,7 +154,7 @@ def _groups(recipe: Recipe, changes: Sequence[Change]) -> list[tuple[Change, ...
 
 def _train(recipe: Recipe, folder: Path, snapshots: int, group: tuple[Change, ...]) -> None:
     """Train a group and write its files."""
-    start = time.perf_counter()
+    start = time.process_time()
     with one_thread(), torch.random.fork_rng(devices=[]):
         models, lessons = zip(*(prepared(recipe, change) for change in group), strict=True)
         stack = Stack(models, lessons, recipe.train)
@@ -168,7 +168,7 @@ def _train(recipe: Recipe, folder: Path, snapshots: int, group: tuple[Change, ..
 
         stack.run(keep)
         scores = stack.scores(recipe.queries).numpy()
-    seconds = (time.perf_counter() - start) / len(group)
+    seconds = (time.process_time() - start) / len(group)
     facts = np.array([stack.num_events, recipe.train.epochs, stack.step, seconds])
     for change, path, score in zip(group, paths, scores, strict=True):
         with files.atomic(path) as temporary:
