@@ -67,6 +67,7 @@ class Saved:
     audit: dict[str, Any] | None = None
     suspects: Table | None = None
     distilled: dict[str, Any] | None = None
+    influence_validation: dict[str, Any] | None = None
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -190,6 +191,7 @@ def load_saved(run: Path) -> Saved:
         audit=_optional(run / "influence" / "audit.json", _read_json),
         distilled=_optional(run / "influence" / "distill.json", _read_json),
         suspects=_optional(run / "influence" / "audit.csv", _read_table),
+        influence_validation=_optional(run / "influence" / "validate.json", _read_json),
     )
 
 
