@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import Field
 from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -423,15 +424,16 @@ def cross_scores(graphs: GraphBatch, seed: int, folds: int = 5) -> Array:
     The events are cut into `folds` parts by their event ids; a tenth of the others says when the trees stop growing.
     Both classes get equal total |weight|. DataError if a class has fewer than ten events per part.
     """
-    weight, y, table = training_weights(graphs).abs().numpy(), _labels(graphs), _observable_table(graphs)
+    y, table = _labels(graphs), _observable_table(graphs)
     if np.bincount(y, minlength=2).min() < 10 * folds:
         raise DataError(f"{folds} parts of {len(graphs)} events need at least {10 * folds} of each class.")
     fold = (random.uniform(seed, graphs.event_id.numpy(), "folds", 1)[:, 0] * folds).astype(np.int64)
     table, score = table[:, ~np.isnan(table).all(0)], np.zeros(len(graphs))
     for part in range(folds):
         rest = fold != part
-        trees = HistGradientBoostingClassifier(**GROWTH, validation_fraction=0.1, random_state=seed)
-        trees.fit(table[rest], y[rest], sample_weight=weight[rest])
+        trees = HistGradientBoostingClassifier(**GROWTH, max_bins=64, validation_fraction=0.1, random_state=seed)
+        weight = training_weights(graphs[torch.from_numpy(rest)]).abs().numpy()
+        trees.fit(table[rest], y[rest], sample_weight=weight)
         score[~rest] = trees.decision_function(table[~rest])
     return score
 
