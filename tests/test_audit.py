@@ -1,4 +1,4 @@
-"""The audit of training events: twins are found exactly, categories are what the truth says, rates have honest errors."""
+"""The audit of training events: twins are found exactly, categories follow the truth, rates have honest errors."""
 
 from __future__ import annotations
 
@@ -287,7 +287,7 @@ def test_what_is_hidden_is_found_and_enriched(graphs: GraphBatch, provenance: Pr
 
 @pytest.mark.usefixtures("quick_trees")
 def test_shuffled_scores_enrich_nothing(graphs: GraphBatch) -> None:
-    """Intervals of 95 %: about one in twenty misses 1, and more than a quarter of independent ones practically never."""
+    """Intervals of 95 %: about one in twenty misses 1."""
     rng = np.random.default_rng(5)
     scores = {f"shuffled{i}": rng.permutation(len(graphs)).astype(float) for i in range(12)}
     found = run_audit(graphs, scores)
