@@ -270,19 +270,19 @@ def validate(
         _validate_run(Path(what), method or [], explained or 200, beside or [])
         return
     from hepx.config import parse
-    from hepx.planted import suite
+    from hepx.planted import cases, suite
     from hepx.report.planted import make_planted
 
     wanted: dict[str, Any] = {"train_events": train_events, "test_events": test_events, "explained": explained}
     wanted |= {"draws": draws, "epochs": epochs, "seed": seed, "mechanisms": mechanism, "methods": method}
-    settings = parse(suite.SuiteSettings, suite.sizes(quick, wanted), "hepx validate planted")
+    settings = parse(cases.SuiteSettings, cases.sizes(quick, wanted), "hepx validate planted")
     folder = output or runs / "planted"
     if events is None:
-        base = suite.toy_base(settings)
+        base = cases.toy_base(settings)
     else:
         run = _run(events, overrides, runs, "convert")
         folder, data = output or run.folder / "planted", run.store()
-        base = suite.own_base(data.load("train"), data.load("test"), settings, run.settings.name, run.key("convert"))
+        base = cases.own_base(data.load("train"), data.load("test"), settings, run.settings.name, run.key("convert"))
     with _resumable("where it stopped"):
         found = suite.run_suite(settings, base, folder)
     for line in suite.summary(found):

@@ -25,6 +25,7 @@ import torch
 import hepx
 from hepx import attribution, expression, files
 from hepx.attribution import METHODS, Method, Subject, subsample
+from hepx.closure import wheres
 from hepx.config import parse
 from hepx.errors import ConfigError, DataError, ResultError, closest
 from hepx.evaluate import SIGNAL
@@ -145,7 +146,9 @@ class Trained:
         known |= {name: _method(name, {}) for name in methods if name not in known}
         wanted = {name: one.model_copy(update={"events": limit}) for name, one in known.items()}
         graphs = subsample(self.test, limit, self.settings.seed)
-        found = validate(wanted, self._subject(graphs), self._where, self._shuffled(), self._beside(beside, graphs))
+        regions = wheres(graphs, self.settings.closure.regions or self.settings.insides.regions)
+        networks = self._shuffled(), self._beside(beside, graphs)
+        found = validate(wanted, self._subject(graphs), self._where, *networks, regions)
         where = self.run.provenance("validate", {"events": limit, "beside": [str(one) for one in beside]})
         return {**found, "provenance": asdict(where)}
 

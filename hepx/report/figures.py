@@ -14,6 +14,7 @@ from hepx import files
 from hepx.progress import track
 from hepx.report import (
     audit,
+    closure,
     derive,
     distill,
     figures_events,
@@ -175,6 +176,25 @@ FIGURES: dict[str, Figure] = {
         ("responses",),
         figures_objects.responses,
     ),
+    "usage": Figure(
+        "What the trees use and what the network uses",
+        "Left: Shapley values of the observables in gradient-boosted trees, and in trees that imitate the network’s "
+        "score. Right: the same game of objects as above, played by the network and by the trees, whose observables "
+        "follow the objects that are replaced: Shapley values of the objects, interactions of their pairs. Each is the "
+        "share of the mean size, both classes of equal weight. Error bars: bootstrap of the events. Crosses: an "
+        "untrained network.",
+        ("usage",),
+        closure.draw_usage,
+    ),
+    "means": Figure(
+        "Mean attributions with their errors",
+        "Weighted mean attribution of each object in all explained events of a process, and in regions with at least "
+        "five of them. Thin bar: statistical error, of events and replacements. Wide bar: all errors that the figure "
+        "names, in quadrature: the spread of other seeds of the training (<code>hepx validate RUN --beside</code>) and "
+        "the shifts under the variations of the config, upward and downward ones apart. Ticks: the shifted means.",
+        ("means",),
+        closure.draw_means,
+    ),
     "attention": Figure(
         "Attention",
         "Mean attention weight per head: the object in a row looks at that in a column, for every process; below, "
@@ -305,6 +325,8 @@ TABLES: dict[str, Numbers] = {
     "pairs": Numbers(("pairs",), lambda saved: derive.pair_means(_some(saved.pairs))),
     "pair_profiles": Numbers(("pairs",), lambda saved: derive.pair_profiles(_some(saved.pairs))),
     "rank_correlations": Numbers(("pairs",), lambda saved: derive.rank_correlations(_some(saved.pairs))),
+    "usage": Numbers(("usage",), closure.usage_table),
+    "mean_attributions": Numbers(("means",), closure.mean_table),
     "attention_pairs": Numbers(("attention",), inside_tables.attention_pairs),
     "heads": Numbers(("attention",), inside_tables.heads),
     "followed": Numbers(("attention",), inside_tables.followed),

@@ -13,6 +13,7 @@ from hepx import files
 from hepx.kinematics import OBSERVABLES
 from hepx.report import derive
 from hepx.report.audit import audit_grids
+from hepx.report.closure import closure_grids
 from hepx.report.distill import distill_grids
 from hepx.report.figures import draw_figures, write_tables
 from hepx.report.grid import object_html, observable_html
@@ -50,6 +51,7 @@ def make_report(run: Path) -> Path:
         | performance_grids(saved)
         | variation_grids(saved)
         | validation_grids(saved)
+        | closure_grids(saved)
         | audit_grids(saved)
         | distill_grids(saved),
         summary=summary(saved),

@@ -26,6 +26,7 @@ from hepx.results import (
     Result,
     kind_of,
 )
+from hepx.results_closure import Closure, MeanAttribution, Usage
 from hepx.results_network import AttentionMap, ExpertReport, Representation, Stability
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class Saved:
     representation: Representation | None
     stability: tuple[Stability, ...]
     validation: dict[str, Any] | None = None
+    closure: Closure | None = None
     audit: dict[str, Any] | None = None
     suspects: Table | None = None
     distilled: dict[str, Any] | None = None
@@ -97,6 +99,16 @@ class Saved:
         return dict(self.metrics["calibration"])
 
     @property
+    def usage(self) -> list[Usage]:
+        """What trees and network use."""
+        return self.closure.usage if self.closure else []
+
+    @property
+    def means(self) -> list[MeanAttribution]:
+        """Mean attributions in regions and under variations."""
+        return self.closure.means if self.closure else []
+
+    @property
     def displays(self) -> list[dict[str, Any]]:
         """The first suspicious training events."""
         return list(self.audit["displays"]) if self.audit else []
@@ -128,6 +140,8 @@ class Saved:
         found |= {f"explain/response_{name}.npz": result.provenance for name, result in self.responses.items()}
         if self.validation:
             found["validate.json"] = Provenance(**self.validation["provenance"])
+        if self.closure:
+            found["closure.json"] = self.closure.provenance
         if self.audit:
             found["influence/audit.json"] = Provenance(**self.audit["provenance"])
         if self.distilled:
@@ -172,6 +186,7 @@ def load_saved(run: Path) -> Saved:
         representation=_optional(run / "representation.json", Representation.load),
         stability=_load_stability(run / "stability.json"),
         validation=_optional(run / "validate.json", _read_json),
+        closure=_optional(run / "closure.json", Closure.load),
         audit=_optional(run / "influence" / "audit.json", _read_json),
         distilled=_optional(run / "influence" / "distill.json", _read_json),
         suspects=_optional(run / "influence" / "audit.csv", _read_table),
