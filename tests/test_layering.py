@@ -26,6 +26,7 @@ LAYERS = [
         "config",
         "results",
         "results_network",
+        "results_influence",
         "frames",
         "metrics",
         "remote",

@@ -22,6 +22,7 @@ from hepx.report.grids import (
     percent,
     shared_provenance,
 )
+from hepx.report.influence import influence_grids
 from hepx.report.performance import performance_grids
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import number, plus_minus
@@ -44,7 +45,11 @@ def make_report(run: Path) -> Path:
         saved=saved,
         name=run.resolve().name,
         pictures=pictures,
-        grids=make_grids(saved, tables) | performance_grids(saved) | variation_grids(saved) | validation_grids(saved),
+        grids=make_grids(saved, tables)
+        | performance_grids(saved)
+        | variation_grids(saved)
+        | validation_grids(saved)
+        | influence_grids(saved),
         summary=summary(saved),
         facts=_facts(saved),
         verdict=_verdict(saved),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from hepx.results import (
     Result,
     kind_of,
 )
+from hepx.results_influence import Influence
 from hepx.results_network import AttentionMap, ExpertReport, Representation, Stability
 
 T = TypeVar("T")
@@ -38,7 +39,8 @@ class Saved:
     """The results of a run; None (or empty) where a stage was not run or does not apply to the model.
 
     scores: column -> values [B] of the test events; explanations, group_values, edges, importances: name of the file ->
-    result; responses: observable -> ResponseCurve; varied: METHOD@VARIATION -> Explanation under a variation.
+    result; responses: observable -> ResponseCurve; varied: METHOD@VARIATION -> Explanation under a variation;
+    influences: score of training events -> result.
     """
 
     run: Path
@@ -61,6 +63,7 @@ class Saved:
     representation: Representation | None
     stability: tuple[Stability, ...]
     validation: dict[str, Any] | None = None
+    influences: dict[str, Influence] = field(default_factory=dict)
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -119,6 +122,7 @@ class Saved:
         found |= {f"explain/response_{name}.npz": result.provenance for name, result in self.responses.items()}
         if self.validation:
             found["validate.json"] = Provenance(**self.validation["provenance"])
+        found |= {f"influence/scores/{name}.npz": one.provenance for name, one in self.influences.items()}
         if self.links_provenance:
             found["explain/links.json"] = self.links_provenance
         if self.attention:
@@ -159,6 +163,9 @@ def load_saved(run: Path) -> Saved:
         representation=_optional(run / "representation.json", Representation.load),
         stability=_load_stability(run / "stability.json"),
         validation=_optional(run / "validate.json", _read_json),
+        influences={
+            path.stem: Influence.load(path) for path in sorted((run / "influence" / "scores").glob("[!.]*.npz"))
+        },
     )
 
 
