@@ -25,6 +25,7 @@ from hepx.report.grids import (
     percent,
     shared_provenance,
 )
+from hepx.report.influence import influence_grids
 from hepx.report.performance import performance_grids
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import number, plus_minus
@@ -53,7 +54,8 @@ def make_report(run: Path) -> Path:
         | validation_grids(saved)
         | closure_grids(saved)
         | audit_grids(saved)
-        | distill_grids(saved),
+        | distill_grids(saved)
+        | influence_grids(saved),
         summary=summary(saved),
         facts=_facts(saved),
         verdict=_verdict(saved),
