@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hepx import __version__, signals
 from hepx.errors import ConfigError, HepxError, PreemptedError, StoppedError, closest
@@ -38,11 +39,24 @@ app = typer.Typer(
     "  hepx simulate ttbar --events 10000 --output mydata    events to try things on",
 )
 
+
+class _Influence(TyperGroup):
+    """`hepx influence RUN` is `hepx influence scores RUN`: what does not name another command is the run."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the name of the command where it is left out."""
+        named = next((one for one in args if not one.startswith("-")), None)
+        if named is not None and named not in self.commands:
+            args = ["scores", *args]
+        return list(super().parse_args(ctx, args))
+
+
 influence_app = typer.Typer(
+    cls=_Influence,
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Which training events made the network what it is, and whether the scores that say so are right.",
+    help="Which training events made the network what it is? `hepx influence RUN`; and is the answer right?",
 )
 app.add_typer(influence_app, name="influence")
 
@@ -483,6 +497,64 @@ def _report_again(run: Path) -> None:
         make_report(run)
 
 
+@influence_app.command(
+    "scores",
+    epilog="Examples:\n\n  hepx influence runs/quickstart             TracIn, for background that looks like signal\n\n"
+    '  hepx influence runs/quickstart --score trak --query "score > 2.2 and sample == ttbar" --beside runs/seed2\n\n'
+    "  hepx influence runs/quickstart --score tracin --score loss --score random\n\n"
+    "  hepx influence runs/quickstart --shard 3/8          one of eight jobs that compute the gradients\n\n"
+    "The run needs snapshots of its training: hepx train CONFIG train.snapshots=5.\n\n"
+    "Scores: tracin, last_layer, grad_dot, grad_cos, trak; beside them loss, logit, el2n, representation, random.\n\n"
+    "When all shards are done, the command without --shard reads what they computed. A stopped command goes on where "
+    "it stopped.",
+)
+def influence_scores(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a trained run.")],
+    score: Annotated[
+        list[str] | None, typer.Option("--score", metavar="NAME", help="This one (tracin); may be repeated.")
+    ] = None,
+    query: Annotated[
+        str, typer.Option("--query", metavar="EXPRESSION", help="Test events whose score is traced back.")
+    ] = "probability > 0.5 and label == 0",
+    queries: Annotated[int, typer.Option("--queries", min=1, help="At most so many of them, chosen at random.")] = 200,
+    projection: Annotated[
+        int | None, typer.Option("--projection", min=0, help="Numbers kept of a gradient; 0: all of it, exact.")
+    ] = None,
+    ridge: Annotated[float | None, typer.Option("--ridge", help="For trak: λ, in mean eigenvalues.")] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option("--beside", metavar="RUN", help="For trak: average over this run too.")
+    ] = None,
+    shard: Annotated[str, typer.Option("--shard", metavar="i/n", help="Only one of n parts of the gradients.")] = "",
+) -> None:
+    """Score the training events: alone, and as causes of what the network says of some test events."""
+    from hepx.attribution import Shard
+    from hepx.influence import SCORES
+    from hepx.influence.output import is_answered, lines, save
+    from hepx.notebook import open_run
+
+    trained, part = open_run(run), Shard.parse(shard) if shard else None
+    given = {name: value for name, value in {"projection": projection, "ridge": ridge}.items() if value is not None}
+    folder = run / "influence"
+    with _resumable("where it stopped"):
+        for name in score or ["tracin"]:
+            known = SCORES[name].model_fields if name in SCORES else given
+            settings = {key: value for key, value in given.items() if key in known}
+            asked = trained.ask(name, query, queries, beside or [], folder / "gradients", **settings)
+            if part is not None:
+                asked.prepare(part)
+                typer.echo(f"part {shard} of {name}: {folder / 'gradients'}")
+                continue
+            found = is_answered(folder, asked) or save(folder, asked.answer())
+            for line in lines(found):
+                typer.echo(line)
+        if part is None and (run / "report.html").exists():
+            from hepx.report import make_report
+
+            make_report(run)
+    if part is None:
+        typer.echo(f"scores by event number: {folder / 'scores'}, and in the report")
+
+
 @app.command(epilog="Example:  hepx report runs/quickstart")
 def report(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Write report.html, the figures and the tables."""
@@ -653,11 +725,20 @@ def _values(verb: str, line: list[str]) -> dict[str, Any]:
     if verb not in commands:
         raise ConfigError(f"unknown verb '{verb}'; {closest(verb, commands)}")
     try:
-        return dict(commands[verb].make_context(verb, list(line)).params)
+        command, arguments = _inner(commands[verb], list(line))
+        return dict(command.make_context(verb, arguments).params)
     except Exception as error:
         if hasattr(error, "format_message"):  # the parser's own errors; typer does not tell where it has their class
             raise ConfigError(f"hepx {verb}: {error.format_message()} See hepx {verb} --help.") from error
         raise
+
+
+def _inner(command: Any, arguments: list[str]) -> tuple[Any, list[str]]:
+    """The command that a line of a verb with several is for, and what is left of the line."""
+    if not isinstance(command, _Influence):
+        return command, arguments
+    name = next((one for one in arguments if one in command.commands), "scores")
+    return command.commands[name], [one for one in arguments if one != name]
 
 
 @app.command(

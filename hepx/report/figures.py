@@ -23,6 +23,7 @@ from hepx.report import (
     figures_objects,
     figures_performance,
     figures_states,
+    influence,
     influence_validation,
     inside_tables,
     performance,
@@ -298,6 +299,22 @@ FIGURES: dict[str, Figure] = {
         ("distilled",),
         distill.draw_dropped,
     ),
+    "own_influence": Figure(
+        "Scores of the training events, each alone",
+        "Distribution over the training events of each process, every event once. Self-influence: learning rate times "
+        "squared norm of the gradient of the weighted loss, summed over the snapshots. A large value says that an "
+        "event is unusual or heavy, not that it is wrong. The outermost bins hold what lies beyond them.",
+        ("influences",),
+        influence.own_figures,
+    ),
+    "influence": Figure(
+        "Which training events pushed the queries towards signal",
+        "Predicted change of the score of the queries (mean over them) by having trained on the events of a group, as "
+        "a share of the sum of the sizes over all training events; right of zero towards signal. Error bars: √Σ of "
+        "squares over the training events. Diamonds: what as many training events of any kind add up to.",
+        ("influences",),
+        influence.group_figures,
+    ),
     "event": Figure(
         "Event display",
         "Left: transverse momenta seen along the beam, length of the arrows ∝ p<sub>T</sub> "
@@ -355,6 +372,8 @@ TABLES: dict[str, Numbers] = {
     "composition": Numbers(("distilled",), distill.composition_table),
     "shapes": Numbers(("distilled",), distill.shape_table),
     "dropped_means": Numbers(("distilled",), distill.mean_table),
+    "influence_groups": Numbers(("influences",), influence.group_table),
+    "influence_extremes": Numbers(("influences",), influence.extreme_table),
     "events": Numbers(("objects",), derive.displayed_events),
 }
 """Name -> numbers that are in the report but in no file of another stage."""

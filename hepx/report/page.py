@@ -25,6 +25,7 @@ from hepx.report.grids import (
     percent,
     shared_provenance,
 )
+from hepx.report.influence import influence_grids
 from hepx.report.performance import performance_grids
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import number, plus_minus
@@ -54,6 +55,7 @@ def make_report(run: Path) -> Path:
         | closure_grids(saved)
         | audit_grids(saved)
         | distill_grids(saved)
+        | influence_grids(saved)
         | (influence_validation.grids(saved.influence_validation) if saved.influence_validation else {}),
         influence_facts=influence_validation.facts(saved.influence_validation) if saved.influence_validation else "",
         summary=summary(saved),
