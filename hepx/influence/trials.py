@@ -200,8 +200,7 @@ def _detection(bench: Bench, test: str, make: Callable[[int], Hidden]) -> Iterat
         auroc = [one["auroc"] for one in each]
         better = None
         if LOSS in found and name != LOSS:
-            value, error = judge.over_seeds([a - b["auroc"] for a, b in zip(auroc, found[LOSS], strict=True)])
-            better = value / error if error else None
+            better = judge.significance([a - b["auroc"] for a, b in zip(auroc, found[LOSS], strict=True)])
         yield Row(test, name, 1, *judge.over_seeds(auroc), 0.5, better, more)
 
 
