@@ -39,6 +39,7 @@ def found() -> dict[str, Any]:
         ],
         "seed_correlation": 0.31,
         "ceiling": 0.76,
+        "scans": {"trak": {"1": 0.2, "10": 0.3}},
         "verdicts": [
             {"name": "trak", "what": "LDS of TRAK ≥ 0.2", "value": 0.25, "error": 0.02, "passed": True},
             {"name": "other", "what": "something else", "value": 0.1, "error": None, "passed": False},
@@ -60,6 +61,7 @@ def test_table_has_every_number_in_its_place(found: dict[str, Any]) -> None:
     assert [("met" in str(one[2]), "missed" in str(one[2])) for one in verdicts] == [(True, False), (False, True)]
     assert "7 418 parameters" in section.facts(found).replace("\u202f", " ")
     assert "one seed agrees with another to 0.31" in section.facts(found)
+    assert "λ of TRAK was chosen on other halves (LDS 0.20 at 1, 0.30 at 10)" in section.facts(found)
 
 
 def test_page_and_figure(found: dict[str, Any], tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ class Bench:
         self.recipe = Recipe(study.model, study.train, study.events, study.queries)
         self.used: set[str] = set()
         self.repeat: tuple[float, float] | None = None
+        self.scans: dict[str, dict[float, float]] = {}
 
     @property
     def seeds(self) -> range:

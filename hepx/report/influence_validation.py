@@ -88,6 +88,9 @@ def facts(found: Mapping[str, Any]) -> str:
             f" On the halves one seed agrees with another to {agree}, so the most that any prediction can reach with "
             f"the mean of {settings['subset_seeds']} seeds is {most}."
         )
+    for name, values in found["scans"].items():
+        tried = ", ".join(f"{fixed(value, 2)} at {ridge}" for ridge, value in values.items())
+        text += f" The λ of {score_name(name)} was chosen on other halves (LDS {tried})."
     return text
 
 
