@@ -55,7 +55,9 @@ influence_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Which training events made the network what it is: `hepx influence RUN`.",
+    help="Which training events made the network what it is.",
+    epilog="Examples:\n\n  hepx influence runs/quickstart                 the command `scores`, whose name may be left out\n\n"
+    "  hepx influence runs/quickstart --help           its options",
 )
 app.add_typer(influence_app, name="influence")
 
