@@ -56,8 +56,8 @@ influence_app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Which training events made the network what it is.",
-    epilog="Examples:\n\n  hepx influence runs/quickstart                 the command `scores`, whose name may be left out\n\n"
-    "  hepx influence runs/quickstart --help           its options",
+    epilog="Examples:\n\n  hepx influence runs/quickstart        the same as hepx influence scores runs/quickstart\n\n"
+    "  hepx influence scores --help",
 )
 app.add_typer(influence_app, name="influence")
 
