@@ -8,7 +8,7 @@ cut of the significance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import Field
-from sklearn.ensemble import HistGradientBoostingClassifier
 
-from hepx import files, metrics
+from hepx import files, metrics, random, trees
 from hepx.config import Settings
 from hepx.errors import DataError
 from hepx.events import EVENT_NUMBERS
@@ -99,7 +99,7 @@ def evaluate(model: Model, splits: Splits, settings: EvaluateSettings, seed: int
     """Measure the model and the reference classifiers on the test events."""
     scores = [predict(model, graphs, SIGNAL).double().numpy() for graphs in (splits.validation, splits.test)]
     classifiers = [Classifier(type(model).__name__, "score", *scores)]
-    classifiers += _trees(splits, seed) if settings.trees else []
+    classifiers += _references(splits, seed) if settings.trees else []
     groups = _groups(splits.test, settings)
     factors = _yield_factors(splits)
     questions = [[_Question(c, g, splits, settings, factors) for g in groups] for c in classifiers]
@@ -126,13 +126,13 @@ def evaluate(model: Model, splits: Splits, settings: EvaluateSettings, seed: int
 
 def _groups(test: GraphBatch, settings: EvaluateSettings) -> list[Group]:
     """All, one background at a time, one signal sample at a time if there are several, one signal point at a time."""
-    layout, y = test.layout, _labels(test)
+    layout, y = test.layout, labels(test)
     groups = [Group("all", "", {}, lambda graphs: np.ones(len(graphs), dtype=bool))]
     kinds = [(n, "signal" if label == SIGNAL else "background") for n, label in enumerate(layout.labels)]
     several = sum(kind == "signal" for _, kind in kinds) > 1
     groups += [_sample_group(n, kind, layout.samples[n]) for n, kind in kinds if kind == "background" or several]
     if settings.points:
-        values = _point_values(test, settings.points)
+        values = point_values(test, settings.points)
         for point in np.unique(values[(y == 1) & np.isfinite(values).all(1)], axis=0):
             groups.append(_point_group(settings.points, point))
     weight = test.weight.numpy()
@@ -143,26 +143,27 @@ def _sample_group(number: int, kind: str, name: str) -> Group:
     other = 1 if kind == "background" else 0  # the class that is there as a whole
 
     def chosen(graphs: GraphBatch) -> Array:
-        return (graphs.sample.numpy() == number) | (_labels(graphs) == other)
+        return (graphs.sample.numpy() == number) | (labels(graphs) == other)
 
     return Group(kind, name, {}, chosen)
 
 
 def _point_group(names: tuple[str, ...], point: Array) -> Group:
     def chosen(graphs: GraphBatch) -> Array:
-        return (_labels(graphs) == 0) | (_point_values(graphs, names) == point).all(1)
+        return (labels(graphs) == 0) | (point_values(graphs, names) == point).all(1)
 
     numbers = {name: float(value) for name, value in zip(names, point, strict=True)}
     return Group("point", ", ".join(f"{name} {value:g}" for name, value in numbers.items()), dict(numbers), chosen)
 
 
-def _point_values(graphs: GraphBatch, names: tuple[str, ...]) -> Array:
+def point_values(graphs: GraphBatch, names: tuple[str, ...]) -> Array:
     """What names the point of each event [B, len(names)]; ConfigError if there is no such column."""
     channel = graphs.event_id.numpy() // EVENT_NUMBERS
     return np.stack([channel if name == CHANNEL else graphs.observable(name).numpy() for name in names], 1)
 
 
-def _labels(graphs: GraphBatch) -> Array:
+def labels(graphs: GraphBatch) -> Array:
+    """1 for signal, 0 for background [B]."""
     return (graphs.y == SIGNAL).numpy().astype(np.int64)
 
 
@@ -203,7 +204,7 @@ class _Question:
         self.group, self.settings = group, settings
         self.chosen = group.chosen(splits.test)
         test, validation = splits.test, splits.validation
-        self.y, self.score = _labels(test)[self.chosen], classifier.test[self.chosen]
+        self.y, self.score = labels(test)[self.chosen], classifier.test[self.chosen]
         self.weight = test.weight.numpy()[self.chosen]
         self.yields = self.weight * _per_event(test, factors["test"])[self.chosen]
         self.num_own = int((self.y == (0 if group.kind == "background" else 1)).sum())
@@ -215,7 +216,7 @@ class _Question:
         if group.kind != "background":  # a significance needs all the background
             yields = validation.weight.numpy() * _per_event(validation, factors["validation"])
             found = metrics.best_cut(
-                _labels(validation)[known],
+                labels(validation)[known],
                 classifier.validation[known],
                 yields[known],
                 settings.background_uncertainty,
@@ -263,7 +264,7 @@ def _per_event(graphs: GraphBatch, factors: dict[str, float]) -> Array:
 
 def _prior(train: GraphBatch, chosen: Array) -> float | None:
     """Log-odds of signal among these training events at their yields; None where a class has none."""
-    weight, y = train.weight.numpy()[chosen], _labels(train)[chosen]
+    weight, y = train.weight.numpy()[chosen], labels(train)[chosen]
     signal, background = (float(weight[y == label].sum()) for label in (1, 0))
     return float(np.log(signal / background)) if min(signal, background) > 0 else None
 
@@ -389,36 +390,52 @@ def _difference(measured: Measured, k: int, other: int) -> dict[str, Any]:
 # References -------------------------------------------------------------------------------------------------------
 
 
-def _trees(splits: Splits, seed: int) -> list[Classifier]:
-    """Gradient-boosted trees on the observables and on the flat node table, as many as the validation loss asks for.
-
-    The trees cannot take negative weights: they are fitted with |w|. Columns that no training event fills are left out.
-    """
-    weight, validation_weight = (training_weights(g).abs().numpy() for g in (splits.train, splits.validation))
-    inputs = {"trees_observables": _observable_table, "trees_nodes": _node_table}
+def _references(splits: Splits, seed: int) -> list[Classifier]:
+    """Gradient-boosted trees on the observables and on the flat node table."""
+    inputs = {"trees_observables": observable_table, "trees_nodes": _node_table}
     names = {"trees_observables": "trees on {} observables", "trees_nodes": "trees on the node table"}
     found = []
     for column, table in inputs.items():
-        train = table(splits.train)
-        known = ~np.isnan(train).all(0)
-        validation, test = (table(graphs)[:, known] for graphs in (splits.validation, splits.test))
-        trees = HistGradientBoostingClassifier(
-            learning_rate=0.05, max_iter=2000, n_iter_no_change=20, early_stopping=True, random_state=seed
-        )
-        trees.fit(
-            train[:, known],
-            _labels(splits.train),
-            sample_weight=weight,
-            X_val=validation,
-            y_val=_labels(splits.validation),
-            sample_weight_val=validation_weight,
-        )
-        scores = (trees.decision_function(values) for values in (validation, test))
-        found.append(Classifier(names[column].format(known.sum()), column, *scores))
+        fitted = fit_trees(splits, [table(splits.train), table(splits.validation)], seed)
+        scores = (fitted.score(table(graphs)) for graphs in (splits.validation, splits.test))
+        found.append(Classifier(names[column].format(fitted.known.sum()), column, *scores))
     return found
 
 
-def _observable_table(graphs: GraphBatch) -> Array:
+def fit_trees(splits: Splits, tables: Sequence[Array], seed: int) -> trees.Trees:
+    """Trees on tables [B, V] of the training and validation events that tell signal from background.
+
+    Trees cannot take negative weights: they are fitted with |w|, classes of equal weight.
+    """
+    train, validation = (
+        trees.Table(table, labels(graphs), training_weights(graphs).abs().numpy())
+        for table, graphs in zip(tables, (splits.train, splits.validation), strict=True)
+    )
+    return trees.fit(train, validation, seed)
+
+
+def cross_scores(graphs: GraphBatch, seed: int, folds: int = 5) -> Array:
+    """Log-odds of signal [B] of trees on the observables, of each event by trees that have not seen it.
+
+    The events are cut into `folds` parts by their event ids; a tenth of the others says when the trees stop growing.
+    Both classes get equal total |weight|. DataError if a class has fewer than ten events per part.
+    """
+    x, y, weight = observable_table(graphs), labels(graphs), np.zeros(len(graphs))
+    if np.bincount(y, minlength=2).min() < 10 * folds:
+        raise DataError(f"{folds} parts of {len(graphs)} events need at least {10 * folds} of each class.")
+    fold, held = (random.uniform(seed, graphs.event_id.numpy(), "folds", 2) * (folds, 10)).astype(np.int64).T
+    score = np.zeros(len(graphs))
+    for part in range(folds):
+        rest = fold != part
+        weight[rest] = training_weights(graphs[torch.from_numpy(rest)]).abs().numpy()
+        whole = trees.Table(x, y, weight)
+        fitted = trees.fit(whole[rest & (held > 0)], whole[rest & (held == 0)], seed)
+        score[~rest] = fitted.score(x[~rest])
+    return score
+
+
+def observable_table(graphs: GraphBatch) -> Array:
+    """The high-level observables [B, 15]; NaN where an object is missing."""
     return np.stack([graphs.observable(name).numpy() for name in HIGH_LEVEL], 1)
 
 

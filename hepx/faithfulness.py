@@ -268,13 +268,15 @@ def validate(
     provenance: Callable[[Method], Provenance],
     shuffled: Sequence[Model] = (),
     seeds: Sequence[Model] = (),
+    regions: Mapping[str, Array] | None = None,
     draws: int = 16,
     shifts: int = 3,
 ) -> dict[str, Any]:
     """All measures of all methods on the events of the subject, beside those of random values; JSON-able.
 
-    shuffled: networks trained on shuffled labels; seeds: networks of other seeds of the training. Methods that do not
-    attribute the score of an event to objects or features are left out. ResultError if none is left.
+    shuffled: networks trained on shuffled labels; seeds: networks of other seeds of the training; regions: name -> mask
+    [B], where the spread of the means over the seeds is given. Methods that do not attribute the score of an event to
+    objects or features are left out. ResultError if none is left.
     """
     weight = subject.graphs.weight.numpy()
     game, networks = play(subject, draws), {"untrained": [subject.untrained], "shuffled": shuffled, "seeds": seeds}
@@ -300,6 +302,7 @@ def validate(
             "sensitivity": mean(np.where(size > 0, change / np.where(size > 0, size, 1), np.nan), weight),
             "likeness": {kind: _likeness(own, found, game, weight) for kind, found in others.items()},
             "spread": {kind: _spread(own, others[kind], weight) for kind in ("donors", "seeds")},
+            "means": _means([own, *others["seeds"]], subject.graphs, regions or {}) if seeds else [],
         }
     if not rows:
         raise ResultError(
@@ -324,6 +327,22 @@ def _spread(own: Array, others: Sequence[Array], weight: Array) -> float | None:
         return None
     variance = np.var([own, *others], axis=0, ddof=1).sum(1)
     return mean(variance, weight, (own**2).sum(1), root=True)["value"]
+
+
+def _means(values: Sequence[Array], graphs: GraphBatch, regions: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """Weighted mean attribution of each object in each process and region, over the networks of all seeds, and `seed`,
+    the spread of those of the single networks: the error that the choice of one of them has."""
+    layout, weight, rows = graphs.layout, graphs.weight.numpy(), []
+    for where, mask in regions.items():
+        for number, sample in enumerate(layout.samples):
+            chosen = mask & (graphs.sample.numpy() == number)
+            if weight[chosen].sum() <= 0:
+                continue
+            found = np.array([weight[chosen] @ phi[chosen] / weight[chosen].sum() for phi in values])
+            for slot, mean_of, spread in zip(layout.slots, found.mean(0), found.std(0, ddof=1), strict=True):
+                about = {"sample": sample, "object": slot, "where": where}
+                rows.append({**about, "mean": float(mean_of), "seed": float(spread)})
+    return rows
 
 
 def _number(value: float) -> float | None:

@@ -264,7 +264,7 @@ class ExpertReport:
     @classmethod
     def load_report(cls, path: Path) -> Self:
         """Inverse of `save`; ResultError if the file is of another kind or version."""
-        return _from_json(cls, path, _EXPERT_ROWS)
+        return from_json(cls, path, _EXPERT_ROWS)
 
     def effect(self, kind: str, layer: int, index: int = -1, where: str = "all events") -> Effect:
         """One effect."""
@@ -384,10 +384,11 @@ class Representation:
     def load(cls, path: Path) -> Self:
         """Inverse of `save`; ResultError if the file is of another kind or version."""
         rows = {"probes": Probe, "erasures": Erasure, "dictionaries": Dictionary, "sparsity": Sparsity, "lens": Lens}
-        return _from_json(cls, path, rows)
+        return from_json(cls, path, rows)
 
 
-def _from_json(cls: Any, path: Path, rows: dict[str, type]) -> Any:
+def from_json(cls: Any, path: Path, rows: dict[str, type]) -> Any:
+    """A result that was saved as JSON, with tables of `rows`; ResultError if it is of another kind or version."""
     values = files.read_json(path)
     if set(values) != {field.name for field in fields(cls)}:
         raise ResultError(f"'{path}' does not hold a {cls.__name__} of this version. Run `hepx explain` again.")

@@ -23,6 +23,7 @@ import hepx
 from hepx import evaluate, files, report, store, train
 from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
+from hepx.closure import closure
 from hepx.config import load, parse, write_yaml
 from hepx.errors import ConfigError, DataError, HepxError, ResultError, closest
 from hepx.evaluate import SIGNAL
@@ -41,16 +42,17 @@ from hepx.workers import Execution
 
 log = logging.getLogger(__name__)
 
+CLOSURE = "closure.json"
 STAGES: dict[str, tuple[str, ...]] = {
     "convert": ("dataset",),
     "train": ("checkpoints", "history.csv", "history.jsonl"),
     "evaluate": ("metrics.json", "scores.parquet", "replicas.npz"),
-    "explain": ("explain", *FILES.values(), NULLS, STABILITY),
+    "explain": ("explain", *FILES.values(), NULLS, STABILITY, CLOSURE),
     "report": ("report.html", "figures", "tables"),
 }
 """The stages in order, and what each writes."""
 WAIT = "wait for it, or choose another name=…"
-OPTIONAL = (*FILES.values(), NULLS, STABILITY)  # not every model has attention or experts
+OPTIONAL = (*FILES.values(), NULLS, STABILITY, CLOSURE)  # not every model has attention or experts
 
 
 class Run:
@@ -279,6 +281,7 @@ class Run:
                 self._result(method).unlink(missing_ok=True)
         if shard is None:
             self._link()
+            self._compare(Subject(model, untrained, test, baseline, SIGNAL, seed), data.load("validation"))
         if refused:
             raise refused[0]
 
@@ -299,6 +302,28 @@ class Run:
             explanation = Explanation.load(folder / "shapley.npz")
             links = [asdict(link) for link in observable_links(explanation, self.settings.seed)]
             files.write_json(folder / "links.json", {"links": links, "provenance": asdict(explanation.provenance)})
+
+    def _compare(self, subject: Subject, validation: GraphBatch) -> None:
+        """Network beside gradient-boosted trees, and mean attributions in regions and under variations."""
+        settings, path = self.settings, self.folder / CLOSURE
+        methods = [one for one in settings.explain if one.name == "shapley"]
+        explanations = {one.variation: self._result(one) for one in methods if self._result(one).exists()}
+        used = settings.closure.model_copy(update={"regions": settings.closure.regions or settings.insides.regions})
+        about = [one.model_dump(mode="json") for one in methods]
+        provenance = self.provenance(
+            "closure", {**used.model_dump(mode="json"), "trees": settings.evaluate.trees, "explain": about}
+        )
+        if is_result_of(path, provenance):
+            log.info("closure: done already")
+            return
+        closure(
+            subject,
+            evaluate.Splits(subject.baseline, validation, subject.graphs),
+            {name: Explanation.load(file) for name, file in explanations.items()},
+            used,
+            provenance,
+            settings.evaluate.trees,
+        ).save(path)
 
     def _describe(self, model: Model, data: GraphStore, test: GraphBatch) -> None:
         """Attention, experts and node states, where the model has them."""
@@ -349,6 +374,7 @@ class Run:
             "explain": [
                 [method.model_dump(mode="json") for method in settings.explain],
                 settings.insides.model_dump(mode="json"),
+                settings.closure.model_dump(mode="json"),
             ],
             "report": hepx.__version__,
         }

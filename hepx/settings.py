@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 from pydantic import Field, field_validator, model_validator
 
 from hepx.attribution import METHODS, Method
+from hepx.closure import ClosureSettings
 from hepx.config import Settings
 from hepx.errors import closest
 from hepx.evaluate import EvaluateSettings
@@ -37,6 +38,7 @@ class RunSettings(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     explain: tuple[Annotated[AnyMethod, Field(discriminator="method")], ...] = ()
     insides: InsideSettings = InsideSettings()
+    closure: ClosureSettings = ClosureSettings()
 
     @field_validator("name")
     @classmethod

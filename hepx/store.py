@@ -431,6 +431,18 @@ class GraphStore:
             first -= -num_events // BLOCK
         return concatenate(parts)
 
+    def files_of(self, event_id: Int64) -> list[str]:
+        """The file that each event was read from, by event ids; empty for an event that is not in the data set."""
+        paths = [source["path"] for source in self.manifest["sources"]]
+        names = [name for name, _ in self._shards()]
+        numbers = sorted({(name.rsplit("-", 2)[1]) for name in (shard["name"] for shard in self.part()["shards"])})
+        path_of = dict(zip(numbers, paths, strict=True))
+        found = dict.fromkeys(event_id.tolist(), "")
+        for name in names:
+            mine = np.intersect1d(event_id, _event_ids(self.folder, name))
+            found |= dict.fromkeys(mine.tolist(), path_of[name.rsplit("-", 2)[1]])
+        return [found[one] for one in event_id.tolist()]
+
     def _shards(self, variation: str = "") -> list[tuple[str, int]]:
         """Name and number of events of the shards that have any."""
         return [(shard["name"], shard["events"]) for shard in self.part(variation)["shards"] if shard["events"]]

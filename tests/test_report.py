@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from scipy import stats
 from hepx import files, metrics, report
 from hepx.errors import ResultError
 from hepx.kinematics import OBSERVABLES
-from hepx.report import derive, page, style, variations
+from hepx.report import closure, derive, page, style, variations
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import Table
 from hepx.results import (
@@ -32,6 +33,7 @@ from hepx.results import (
     Provenance,
     ResponseCurve,
 )
+from hepx.results_closure import Closure, Fidelity, MeanAttribution, Ranking, Separation, Usage
 from hepx.results_network import (
     AttentionMap,
     Dictionary,
@@ -265,6 +267,30 @@ def make_representation(rng: np.random.Generator, layers: int = 2) -> Representa
     )
 
 
+def make_closure(shapley: Explanation) -> Closure:
+    """Trees and network that rank alike but for one observable; regions; one variation."""
+    rows = [("variable", name) for name in (*SHOWN, "n_jet")]
+    rows += [("object", slot) for slot in SLOTS] + [("pair", f"{a} {b}") for a, b in combinations(SLOTS, 2)]
+    usage = [
+        Usage(kind, name, 0.5 / (i + 1), 0.01, 0.4 / (i + 1), 0.02, 0.1, 0.8, 0.1)
+        for i, (kind, name) in enumerate(rows)
+    ]
+    means = [
+        MeanAttribution(
+            name, slot, where, 40, 0.3 * i - k, 0.1, {"jes_up": (0.3, 0.01), "jes_down": (-0.2, 0.01)}, 0.3, 0.2
+        )
+        for k, name in enumerate(SAMPLES)
+        for where in ("all events", "signal_region")
+        for i, slot in enumerate(SLOTS)
+    ]
+    information = [Separation("network", "", 0.96, 0.002), Separation("trees", "", 0.95, 0.003)]
+    information += [Separation("both", "", 0.97, 0.002), Separation("network", "trees", 0.01, 0.001)]
+    fidelity = [Fidelity("trees that imitate the network", 0.93, 0.01)]
+    rankings = [Ranking(kind, 0.9, 0.05, 0.4, -0.1) for kind in ("variable", "object", "pair")]
+    where = replace(shapley.provenance, method="closure", settings={})
+    return Closure(information, usage, rankings, fidelity, means, 200, where)
+
+
 def make_links(explanation: Explanation) -> dict[str, Any]:
     """One link for every second observable, some below their null."""
     objects = {"mbb": ("b1", "b2"), "mt": ("lepton", "met"), "met": ("met",), "ht": ("b1", "b2", "j3")}
@@ -414,6 +440,7 @@ def write_run(run: Path) -> Path:
     make_attention(rng, shapley.events).save(run / "attention.npz")
     make_experts(rng).save(run / "experts.json")
     make_representation(rng).save(run / "representation.json")
+    make_closure(shapley).save(run / "closure.json")
     stability = [asdict(Stability(i, 3, 0.3, 0.05, 0.2, 0.4, 0.5, 0.1, 0.02)) for i in range(2)]
     files.write_json(run / "stability.json", {"runs": ["a", "b", "c"], "layers": stability})
     table = make_scores(rng)
@@ -440,6 +467,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def saved(run: Path) -> Saved:
     return load_saved(run)
+
+
+def test_errors_of_mean_attributions_add_in_quadrature(saved: Saved) -> None:
+    """Statistical ⊕ seed ⊕ systematic; without other seeds the seed column is empty and adds nothing."""
+    rows = [{"sample": "signal", "object": "b1", "where": "all events", "seed": 0.4}]
+    seeded = replace(saved, validation={"methods": {"shapley": {"means": rows}}})
+    first, plain = closure.mean_table(seeded).dicts()[0], closure.mean_table(saved).dicts()[0]
+    assert (first["sample"], first["object"], first["where"]) == ("signal", "b1", "all events")
+    assert first["up"] == pytest.approx((0.1**2 + 0.4**2 + 0.3**2) ** 0.5)
+    assert first["down"] == pytest.approx((0.1**2 + 0.4**2 + 0.2**2) ** 0.5)
+    assert plain["up"] == pytest.approx((0.1**2 + 0.3**2) ** 0.5)
+    assert plain["seed"] is None
+    assert (first["shift_jes_up"], first["shift_jes_down"]) == (0.3, -0.2)
 
 
 @pytest.fixture
@@ -469,7 +509,7 @@ def test_report_is_one_file_that_loads_nothing(run: Path) -> None:
 def test_links_of_the_contents_lead_somewhere(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     targets = re.findall(r'href="#(\w+)"', text)
-    assert len(targets) == 13
+    assert len(targets) == 14
     assert all(f'id="{target}"' in text for target in targets)
 
 

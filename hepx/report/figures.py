@@ -13,7 +13,10 @@ from matplotlib.figure import Figure as Canvas
 from hepx import files
 from hepx.progress import track
 from hepx.report import (
+    audit,
+    closure,
     derive,
+    distill,
     figures_events,
     figures_experts,
     figures_network,
@@ -21,6 +24,7 @@ from hepx.report import (
     figures_performance,
     figures_states,
     influence,
+    influence_validation,
     inside_tables,
     performance,
     style,
@@ -174,6 +178,25 @@ FIGURES: dict[str, Figure] = {
         ("responses",),
         figures_objects.responses,
     ),
+    "usage": Figure(
+        "What the trees use and what the network uses",
+        "Left: Shapley values of the observables in gradient-boosted trees, and in trees that imitate the network’s "
+        "score. Right: the same game of objects as above, played by the network and by the trees, whose observables "
+        "follow the objects that are replaced: Shapley values of the objects, interactions of their pairs. Each is the "
+        "share of the mean size, both classes of equal weight. Error bars: bootstrap of the events. Crosses: an "
+        "untrained network.",
+        ("usage",),
+        closure.draw_usage,
+    ),
+    "means": Figure(
+        "Mean attributions with their errors",
+        "Weighted mean attribution of each object in all explained events of a process, and in regions with at least "
+        "five of them. Thin bar: statistical error, of events and replacements. Wide bar: all errors that the figure "
+        "names, in quadrature: the spread of other seeds of the training (<code>hepx validate RUN --beside</code>) and "
+        "the shifts under the variations of the config, upward and downward ones apart. Ticks: the shifted means.",
+        ("means",),
+        closure.draw_means,
+    ),
     "attention": Figure(
         "Attention",
         "Mean attention weight per head: the object in a row looks at that in a column, for every process; below, "
@@ -237,6 +260,45 @@ FIGURES: dict[str, Figure] = {
         ("representation",),
         figures_states.erasures,
     ),
+    "audit_rates": Figure(
+        "What is odd about suspicious training events",
+        "Share of the training events in a category: among the suspicious ones (filled) and among all (open), by "
+        "weight in the loss, with 95 % intervals; triangles: none found, upper limit. A category is a property of the "
+        "event, known from the truth or from observables (table); it does not make an event wrong.",
+        ("audit",),
+        audit.draw_rates,
+    ),
+    "suspects": Figure(
+        "The most suspicious training events",
+        "Transverse momenta seen along the beam (true parent of a jet in brackets where known; "
+        "E<sub>T</sub><sup>miss</sup> dashed).",
+        ("displays",),
+        audit.draw_suspects,
+    ),
+    "distilled": Figure(
+        "What a smaller training set costs",
+        "AUC minus that of the full training, when events are dropped from the training set and the model is trained "
+        "again: at random, by the highest or by the lowest score. Left for as many epochs, which are fewer steps "
+        "(grey: all events for as few steps); right for as many steps as the full training. Error bars: seeds and "
+        "test events, which all share, so what matters is the difference to random (table).",
+        ("distilled",),
+        distill.draw_costs,
+    ),
+    "shapes": Figure(
+        "What dropping does to the training set",
+        "Distributions of one class in the full training set and in the reduced ones, by weight, at unit area, for the "
+        "largest share that was dropped; below, their ratio. The last bin holds what lies beyond. Error bars: "
+        "statistical, of events drawn from the full set.",
+        ("distilled",),
+        distill.draw_shapes,
+    ),
+    "dropped": Figure(
+        "The first events to go",
+        "The training events that each score drops first, with their value. Transverse momenta seen along the beam "
+        "(true parent of a jet in brackets where known; E<sub>T</sub><sup>miss</sup> dashed).",
+        ("distilled",),
+        distill.draw_dropped,
+    ),
     "own_influence": Figure(
         "Scores of the training events, each alone",
         "Distribution over the training events of each process, every event once. Self-influence: learning rate times "
@@ -262,6 +324,16 @@ FIGURES: dict[str, Figure] = {
         ("objects",),
         figures_events.displays,
     ),
+    "influence_validation": Figure(
+        "Do scores of training events predict retrainings?",
+        "Linear datamodelling score: the network is trained again on random halves of the training events; rank "
+        "correlation over the halves of the sum of a score's influences with the score (log-odds) of an event that was "
+        "not trained on, mean over such events. Filled: influences averaged over trainings. Error bars: bootstrap of "
+        "the halves, for one model with the spread of the trainings. Dashed: the most that is possible with so many "
+        "seeds per half.",
+        ("influence_validation",),
+        influence_validation.figure_of,
+    ),
 }
 """Name -> figure, in the order of the report. The name is that of the files."""
 
@@ -281,6 +353,8 @@ TABLES: dict[str, Numbers] = {
     "pairs": Numbers(("pairs",), lambda saved: derive.pair_means(_some(saved.pairs))),
     "pair_profiles": Numbers(("pairs",), lambda saved: derive.pair_profiles(_some(saved.pairs))),
     "rank_correlations": Numbers(("pairs",), lambda saved: derive.rank_correlations(_some(saved.pairs))),
+    "usage": Numbers(("usage",), closure.usage_table),
+    "mean_attributions": Numbers(("means",), closure.mean_table),
     "attention_pairs": Numbers(("attention",), inside_tables.attention_pairs),
     "heads": Numbers(("attention",), inside_tables.heads),
     "followed": Numbers(("attention",), inside_tables.followed),
@@ -293,6 +367,11 @@ TABLES: dict[str, Numbers] = {
     "dictionaries": Numbers(("representation",), inside_tables.dictionaries),
     "sparsity": Numbers(("representation",), inside_tables.sparsity),
     "lens": Numbers(("representation",), inside_tables.lens),
+    "audit_rates": Numbers(("audit",), audit.rate_table),
+    "distilled": Numbers(("distilled",), distill.distill_table),
+    "composition": Numbers(("distilled",), distill.composition_table),
+    "shapes": Numbers(("distilled",), distill.shape_table),
+    "dropped_means": Numbers(("distilled",), distill.mean_table),
     "influence_groups": Numbers(("influences",), influence.group_table),
     "influence_extremes": Numbers(("influences",), influence.extreme_table),
     "events": Numbers(("objects",), derive.displayed_events),
