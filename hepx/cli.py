@@ -18,6 +18,7 @@ from hepx import __version__, signals
 from hepx.errors import ConfigError, HepxError, PreemptedError, StoppedError, closest
 
 if TYPE_CHECKING:
+    from hepx.influence.bench import ValidateSettings
     from hepx.run import Run
     from hepx.workers import Execution
 
@@ -55,9 +56,9 @@ influence_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Which training events made the network what it is.",
-    epilog="Examples:\n\n  hepx influence runs/quickstart                 the command `scores`, whose name may be left out\n\n"
-    "  hepx influence runs/quickstart --help           its options",
+    help="Which training events made the network what it is, and is the answer right?",
+    epilog="Examples:\n\n  hepx influence runs/quickstart        the same as hepx influence scores runs/quickstart\n\n"
+    "  hepx influence scores --help",
 )
 app.add_typer(influence_app, name="influence")
 
@@ -327,6 +328,102 @@ def _validate_run(folder: Path, methods: list[str], limit: int, beside: list[Pat
     for line in lines(found):
         typer.echo(line)
     typer.echo(f"all numbers: {folder / 'validate.json'}, and in the report")
+
+
+@influence_app.command(
+    "validate",
+    epilog="Examples:\n\n  hepx influence validate planted --quick                a first look, a minute or two\n\n"
+    "  hepx influence validate planted --workers 2            the full tests on planted events\n\n"
+    "  hepx influence validate runs/quickstart --workers 2    on training events of a run\n\n"
+    "  hepx influence validate runs/quickstart --test lds --score trak --score loss subsets=100 subset_seeds=5\n\n"
+    "A stopped validation goes on with the same command: every finished training is kept.",
+)
+def influence_validate(
+    what: Annotated[str, typer.Argument(metavar="RUN|planted", help="A trained run, or planted truths.")],
+    sizes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Sizes of the study, e.g. train_events=5000.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few events and trainings; large errors.")] = False,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, with one thread each.")] = 1,
+    own_model: Annotated[
+        bool, typer.Option("--own-model", help="For a run: its model as it is, not a small one of its kind.")
+    ] = False,
+    mechanism: Annotated[
+        list[str] | None, typer.Option("--mechanism", metavar="NAME", help="For planted: this one; may be repeated.")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option("--test", metavar="NAME", help="Only this; may be repeated.")
+    ] = None,
+    score: Annotated[
+        list[str] | None, typer.Option("--score", metavar="NAME", help="Only this; may be repeated.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder; else runs/influence, or influence/ of the run."),
+    ] = None,
+) -> None:
+    """Judge scores of training events by training again: every score, beside random values and the loss.
+
+    Tests: lds (halves of the events), reference (1 % and single events removed; metagradient), flips (wrong labels),
+    jes (wrong jet energy), mass (wrong mass point), twin (near copies), mechanism (planted), brittle (decisions).
+    """
+    from hepx.config import override, parse
+    from hepx.influence.bench import QUICK, ValidateSettings
+
+    values: dict[str, Any] = dict(QUICK) if quick else {}
+    override(values, sizes or [])
+    values |= {name: names for name, names in {"tests": test, "scores": score}.items() if names}
+    settings = parse(ValidateSettings, values, "hepx influence validate")
+    with _resumable("where it stopped"):
+        if what == "planted":
+            if own_model:
+                raise ConfigError("--own-model is for a run; planted events have no model of their own.")
+            _influence_planted(mechanism, settings, output or Path("runs") / "influence", workers)
+        else:
+            if mechanism:
+                raise ConfigError("--mechanism is for planted events; a run has no planted truth.")
+            _influence_run(Path(what), settings, output, workers, own_model)
+
+
+def _influence_planted(mechanisms: list[str] | None, settings: ValidateSettings, folder: Path, workers: int) -> None:
+    """By default the mixture of two mechanisms, and wrong labels where one feature tells all."""
+    from hepx.influence.studies import planted_study
+    from hepx.influence.validate import lines, validate
+    from hepx.planted import MECHANISMS
+    from hepx.report.influence_validation import make_influence_page
+    from hepx.train import TrainSettings
+
+    for name in mechanisms or ():
+        if name not in MECHANISMS:
+            raise ConfigError(f"unknown mechanism '{name}'; {closest(name, MECHANISMS)}")
+    both = {"mix": settings, "met_significance": settings.model_copy(update={"tests": ("flips",)})}
+    plan = dict.fromkeys(mechanisms, settings) if mechanisms else both if not settings.tests else {"mix": settings}
+    train = settings.training(TrainSettings(weights="sign"))
+    for name, one in plan.items():
+        study = planted_study(name, one.train_events, one.queries, train, one.seed)
+        for line in lines(validate(study, one, folder / name, workers)):
+            typer.echo(line)
+    typer.echo(f"tables: {make_influence_page(folder, list(plan))}, and validate.json, .csv beside it")
+
+
+def _influence_run(path: Path, settings: ValidateSettings, output: Path | None, workers: int, own_model: bool) -> None:
+    from hepx.influence.studies import run_study, stand_in
+    from hepx.influence.validate import lines, validate
+    from hepx.notebook import open_run
+
+    run = open_run(path).run
+    folder, data = output or run.folder / "influence", run.store()
+    if data.layout.num_classes != 2:
+        raise ConfigError("hepx influence validate needs two classes: a wrong label is the other one.")
+    model = run.settings.model if own_model else stand_in(run.settings.model)
+    pools = (data.load("train"), data.load("validation"))
+    sizes = (settings.train_events, settings.queries)
+    study = run_study(path.name, model, settings.training(run.settings.train), pools, *sizes, settings.seed)
+    for line in lines(validate(study, settings, folder, workers)):
+        typer.echo(line)
+    if output is None:
+        _report_again(run.folder)
+    typer.echo(f"all numbers: {folder / 'validate.json'}, validate.csv" + ("" if output else ", and in the report"))
 
 
 @influence_app.command(

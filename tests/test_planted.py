@@ -271,6 +271,15 @@ def test_criteria(values: Measures, expected: list[str] | None) -> None:
         assert missed("shapley", values) == ["closure"]
 
 
+def test_methods_for_pairs_are_judged_by_pairs_where_the_truth_is_one() -> None:
+    """What their pairs add up to for an object is not what they claim; without a true pair it is all there is."""
+    found = Measures(mass=0.5, rank=0.95, pointing=0.99, pair_hit=0.95, pair_mass=0.6)
+    assert missed("edge_knockout", found) == []
+    assert missed("edge_knockout", replace(found, pair_hit=0.8)) == ["pair_hit"]
+    assert missed("edge_knockout", replace(found, pair_hit=None, pair_mass=None)) == ["mass"]
+    assert missed("shapley", found) == ["mass"]
+
+
 def test_criterion_reads_as_it_judges() -> None:
     low: Callable[[float], bool] = Criterion(0.05, at_least=False).met
     assert (low(0.04), low(0.06), str(Criterion(0.85))) == (True, False, "≥ 0.85")

@@ -17,7 +17,7 @@ from hepx.models.inputs import PHI, PT
 from hepx.planted import MECHANISMS, plant, toy_graphs
 from hepx.planted.bayes import BayesNetwork, judge_network
 from hepx.planted.cases import Case, SuiteSettings, cases, toy_base
-from hepx.planted.checks import control_checks, suppressor_checks
+from hepx.planted.checks import control_checks, shortcut_check, suppressor_checks
 from hepx.planted.experts import EXPERT_CASES, Setting, cloned, deadened
 from hepx.planted.judge import Check, Measures, measure
 from hepx.planted.observations import wording
@@ -117,6 +117,16 @@ def test_labels_that_leak_into_a_shuffled_control_are_seen(control: Case) -> Non
     case.__dict__["events"] = (train, replace(test, y=(test.x[:, 4, PT] > 60).long()))
     score = BayesNetwork(replace(control.mechanism, score=lambda x, types, slots: x[:, 4, PT]), test.layout)
     assert not facts(case, score, 0.3)["AUC of oth"].passed
+
+
+def test_a_shortcut_is_reported(control: Case) -> None:
+    """All that explain features name it, but one that is not exact; an exact one that does not is a failure."""
+    case = replace(control, mechanism=MECHANISMS["leak"])
+    rows = {"owen": Measures(shortcut=1.0), "saliency": Measures(shortcut=0.0), "shapley": Measures()}
+    check = shortcut_check(case, rows)
+    assert (check.passed, check.value, check.text) == (True, 0.5, "not saliency")
+    assert not shortcut_check(case, rows | {"owen": Measures(shortcut=0.0)}).passed
+    assert not shortcut_check(case, {}).passed
 
 
 def test_a_suppressor_gets_weight_without_association(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def own_base(train: GraphBatch, test: GraphBatch, settings: SuiteSettings, name:
         raise DataError(f"'{name}' has too few events to plant labels into; give more, or leave them out.")
     test = test[torch.cat(usual).sort().values]
     recipe = {"events": digest, "sizes": [len(train), len(test)]}
-    return Base(train, test, name, files.digest(recipe))
+    return Base(train, test, f"events of '{name}' with planted labels", files.digest(recipe))
 
 
 def _first(graphs: GraphBatch, number: int) -> GraphBatch:

@@ -17,7 +17,7 @@ from hepx.models import predict
 from hepx.planted import experts, systematics
 from hepx.planted.bayes import Gate
 from hepx.planted.cases import CONTROLS, Case, trained
-from hepx.planted.judge import Check, Criterion, Measures
+from hepx.planted.judge import EXACT, Check, Criterion, Measures
 from hepx.results import Array, Explanation, Provenance
 
 IGNORANT = 8  # untrained networks: how far from ½ is the AUC of a network that has learned nothing?
@@ -36,6 +36,8 @@ def checks_of(case: Case, gate: Gate | None, rows: Mapping[str, Measures]) -> It
         yield "control", lambda: list(control_checks(case, gate, rows))
     if case.network != "trained":
         return
+    if case.mechanism.shortcut:
+        yield "shortcut", lambda: [shortcut_check(case, rows)]
     if case.mechanism.suppressor:
         yield "suppressor", lambda: list(suppressor_checks(case))
     if case.name == experts.MECHANISM:
@@ -75,6 +77,19 @@ def _half(level: int, case: str, what: str, auc: float, error: float, limit: flo
 
 def _auc(y: Array, score: Array, weight: Array, seed: int) -> tuple[float, float]:
     return metrics.auc(y, score, weight), float(metrics.bootstrap_auc(y, score, weight, 200, seed).std())
+
+
+def shortcut_check(case: Case, rows: Mapping[str, Measures]) -> Check:
+    """The leak is reported as a shortcut: the exact methods, of all that explain features, have it as the strongest."""
+    found = {name: measures.shortcut for name, measures in rows.items() if measures.shortcut is not None}
+    blind = [name for name, value in found.items() if value < 1]
+    share = 1 - len(blind) / len(found) if found else None
+    what = f"{case.mechanism.shortcut} is a shortcut: share of the methods that have it as the strongest feature"
+    passed = bool(found) and not set(blind) & set(EXACT)
+    text = f"not {', '.join(blind)}" if blind else ""
+    return Check(
+        case.mechanism.level, case.name, "shortcut", what, share, None, "the exact ones", passed, text.replace("_", " ")
+    )
 
 
 def suppressor_checks(case: Case) -> Iterator[Check]:

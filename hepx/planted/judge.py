@@ -19,6 +19,7 @@ from hepx.results import Explanation, GroupExplanation, Importance, PairExplanat
 
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+OF_PAIRS = ("edge_knockout", "gradient_attention", "gnn_explainer")  # judged by pairs where the truth is one
 EXACT = ("shapley", "feature_groups", "owen")  # what has an exact reference on the Bayes-optimal score
 
 
@@ -107,6 +108,8 @@ def missed(method: str, measures: Measures) -> list[str] | None:
     """Names of the measures that miss their criterion; None if nothing could be judged."""
     kind = method.partition(":")[0]
     values = {name: getattr(measures, name) for name in CRITERIA}
+    if kind in OF_PAIRS and measures.pair_hit is not None:
+        values = {name: values[name] for name in ("pair_hit", "pair_mass")}
     judged = {
         name: value
         for name, value in values.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,38 +132,46 @@ def judge_case(case: Case) -> Gate | None:
     return judge_network(case.name, case.network, case.mechanism, case.model, test, len(train), seed, ignorant)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one method was measured to find; the fields are those of Row."""
+
+    measures: Measures
+    milliseconds: float
+    num_events: int
+    note: str
+
+
+NOT_POSSIBLE = Measured(Measures(), 0.0, 0, "")
+
+
 def row_of(case: Case, name: str, gate: Gate | None) -> Row:
-    """A line of the table, from the folder if it is there already."""
-    path = case.folder / "rows" / f"{name}.json"
-    if path.exists():
-        values = files.read_json(path)
-        return Row(**{**values, "measures": Measures(**values["measures"]), "missed": tuple(values["missed"])})
-    row = _judged(case, name, gate)
-    files.write_json(path, asdict(row))
-    return row
-
-
-def _judged(case: Case, name: str, gate: Gate | None) -> Row:
-    measures, milliseconds, number, note = _measured(case, name)
-    failures = missed(name, measures)
-    if number == 0:
+    """A line of the table; its measures from the folder if they are there already."""
+    kept = case.kept(f"rows/{name}", lambda: asdict(_measured(case, name)))
+    measured = Measured(**{**kept, "measures": Measures(**kept["measures"])})
+    failures = missed(name, measured.measures)
+    if measured.num_events == 0:
         verdict = "not possible"
     elif name in OBSERVATIONS:
         verdict = "observation"
-    elif note:
+    elif measured.note:
         verdict = "refused"
     elif failures is None or (gate is not None and not gate.passed and case.network == "trained"):
         verdict = "not judged"
     else:
         verdict = "fail" if failures else "pass"
-    level = case.mechanism.level
     return Row(
-        case.name, level, case.network, name, measures, milliseconds, number, verdict, tuple(failures or ()), note
+        mechanism=case.name,
+        level=case.mechanism.level,
+        network=case.network,
+        method=name,
+        verdict=verdict,
+        missed=tuple(failures or ()),
+        **vars(measured),
     )
 
 
-def _measured(case: Case, name: str) -> tuple[Measures, float, int, str]:
-    """Measures, milliseconds per event, number of events, and why there is no result if there is none."""
+def _measured(case: Case, name: str) -> Measured:
     if name in OBSERVATIONS:
         return _observed(case, name)
     method = method_of(name, case.settings, case.mechanism)
@@ -171,7 +179,7 @@ def _measured(case: Case, name: str) -> tuple[Measures, float, int, str]:
     subject, ideal = (case.subject(model, number) for model in (case.model, case.bayes))
     found = _timed(lambda: explain(method, subject, _provenance(method, case)), number)
     if isinstance(found, str):
-        return Measures(), 0.0, 0, found
+        return replace(NOT_POSSIBLE, note=found)
     result, milliseconds = found
     reference = exact = _reference(case, ideal, _draws(method, case.settings))
     if name in ("feature_groups", "owen", "occlusion", "response", "permutation_importance"):
@@ -182,20 +190,20 @@ def _measured(case: Case, name: str) -> tuple[Measures, float, int, str]:
         measures = with_exactness(
             measures, case.mechanism, subject.graphs, found_in(result, subject.graphs), values, pairs
         )
-    return measures, milliseconds, number, str(getattr(result, "note", ""))
+    return Measured(measures, milliseconds, number, str(getattr(result, "note", "")))
 
 
-def _observed(case: Case, name: str) -> tuple[Measures, float, int, str]:
+def _observed(case: Case, name: str) -> Measured:
     """The same for an observation, beside edge knock-out on the same events."""
     number = min(case.settings.explained, len(case.events[1]))
     subject, ideal = (case.subject(model, number) for model in (case.model, case.bayes))
     found = _timed(lambda: observation(name, subject), number)
     if isinstance(found, str):
-        return Measures(), 0.0, 0, found
+        return replace(NOT_POSSIBLE, note=found)
     result, milliseconds = found
     reference = _reference(case, ideal, case.settings.draws)
     measures = measure(case.mechanism, subject.graphs, result, reference, reference)
-    return measures, milliseconds, number, wording(measures.pair_hit, result.values, case.knocked_out)
+    return Measured(measures, milliseconds, number, wording(measures.pair_hit, result.values, case.knocked_out))
 
 
 _R = TypeVar("_R")

@@ -82,8 +82,10 @@ VARIATIONS: dict[str, Variation] = {
 
 
 def bootstrap_sample(graphs: GraphBatch, seed: int) -> GraphBatch:
-    """As many events, drawn with replacement."""
-    return graphs[torch.randint(len(graphs), (len(graphs),), generator=torch.Generator().manual_seed(seed))]
+    """As many events, drawn with replacement; the last tenth, which validates, stays and is not drawn from."""
+    last = len(graphs) - len(graphs) // 10
+    drawn = torch.randint(last, (last,), generator=torch.Generator().manual_seed(seed))
+    return graphs[torch.cat([drawn, torch.arange(last, len(graphs))])]
 
 
 def shift(model: Model, subject: Subject, variation: Variation, draws: int) -> Float[np.ndarray, "B N"]:

@@ -24,6 +24,7 @@ from hepx.report import (
     figures_performance,
     figures_states,
     influence,
+    influence_validation,
     inside_tables,
     performance,
     style,
@@ -322,6 +323,16 @@ FIGURES: dict[str, Figure] = {
         "for signal, blue for background.",
         ("objects",),
         figures_events.displays,
+    ),
+    "influence_validation": Figure(
+        "Do scores of training events predict retrainings?",
+        "Linear datamodelling score: the network is trained again on random halves of the training events; rank "
+        "correlation over the halves of the sum of a score's influences with the score (log-odds) of an event that was "
+        "not trained on, mean over such events. Filled: influences averaged over trainings. Error bars: bootstrap of "
+        "the halves, for one model with the spread of the trainings. Dashed: the most that is possible with so many "
+        "seeds per half.",
+        ("influence_validation",),
+        influence_validation.figure_of,
     ),
 }
 """Name -> figure, in the order of the report. The name is that of the files."""

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from hepx import files
 from hepx.kinematics import OBSERVABLES
-from hepx.report import derive
+from hepx.report import derive, influence_validation
 from hepx.report.audit import audit_grids
 from hepx.report.closure import closure_grids
 from hepx.report.distill import distill_grids
@@ -55,7 +55,9 @@ def make_report(run: Path) -> Path:
         | closure_grids(saved)
         | audit_grids(saved)
         | distill_grids(saved)
-        | influence_grids(saved),
+        | influence_grids(saved)
+        | (influence_validation.grids(saved.influence_validation) if saved.influence_validation else {}),
+        influence_facts=influence_validation.facts(saved.influence_validation) if saved.influence_validation else "",
         summary=summary(saved),
         facts=_facts(saved),
         verdict=_verdict(saved),

@@ -63,7 +63,7 @@ def make_planted(folder: Path) -> Path:
     settings = suite["settings"]
     page = environment.get_template("planted.html").render(
         base=suite["base"][0].upper() + suite["base"][1:],
-        train_events=count(settings["train_events"]),
+        train_events=count(max((gate["num_train"] for gate in suite["gates"]), default=settings["train_events"])),
         seed=settings["seed"],
         picture=base64.b64encode(rendered["png"]).decode(),
         gates=_gates(suite),

@@ -68,6 +68,7 @@ class Saved:
     audit: dict[str, Any] | None = None
     suspects: Table | None = None
     distilled: dict[str, Any] | None = None
+    influence_validation: dict[str, Any] | None = None
     influences: dict[str, Influence] = field(default_factory=dict)
 
     @property
@@ -193,6 +194,7 @@ def load_saved(run: Path) -> Saved:
         audit=_optional(run / "influence" / "audit.json", _read_json),
         distilled=_optional(run / "influence" / "distill.json", _read_json),
         suspects=_optional(run / "influence" / "audit.csv", _read_table),
+        influence_validation=_optional(run / "influence" / "validate.json", _read_json),
         influences={
             path.stem: Influence.load(path) for path in sorted((run / "influence" / "scores").glob("[!.]*.npz"))
         },
