@@ -150,7 +150,7 @@ def join(parts: list[Collection]) -> Collection:
     """Several lists of objects as one, part after part in each event, with the fields that all of them have."""
     if len(parts) == 1:
         return parts[0]
-    offsets = sum(part.offsets for part in parts)
+    offsets = np.sum([part.offsets for part in parts], axis=0)
     fields = {name: np.empty(offsets[-1]) for name in parts[0].fields if all(name in part for part in parts)}
     start = offsets[:-1]
     for part in parts:
