@@ -50,14 +50,19 @@ class Collection:
         return np.diff(self.offsets)
 
     @cached_property
+    def most(self) -> int:
+        """Number of objects of the event that has most; 0 without events."""
+        return int(self.counts.max(initial=0))
+
+    @cached_property
     def event(self) -> npt.NDArray[np.int64]:
         """Event of each object [M]."""
-        return np.repeat(np.arange(self.num_events), self.counts)
+        return np.flatnonzero(self.counts) if self.most <= 1 else np.repeat(np.arange(self.num_events), self.counts)
 
     @cached_property
     def rank(self) -> npt.NDArray[np.int64]:
         """Place of each object in the list of its event [M]."""
-        return np.arange(self.offsets[-1]) - np.repeat(self.offsets[:-1], self.counts)
+        return np.arange(self.offsets[-1]) - self.offsets[self.event]
 
     def with_fields(self, **fields: Array) -> Collection:
         """The same objects with further or changed fields."""
@@ -85,10 +90,13 @@ class Collection:
 
     def by_falling_pt(self) -> Collection:
         """The same objects, those of an event by falling pt; equal ones keep their order."""
-        pt, event = self["pt"], self.event
-        if not ((pt[1:] > pt[:-1]) & (event[1:] == event[:-1])).any():
+        pt, starts = self["pt"], self.offsets[1:-1]
+        rises = pt[1:] > pt[:-1]
+        rises[starts[(starts > 0) & (starts < len(pt))] - 1] = False  # there another event begins
+        if not rises.any():
             return self
-        negative = np.full((self.num_events, int(self.counts.max())), np.inf)
+        event = self.event
+        negative = np.full((self.num_events, self.most), np.inf)
         negative[event, self.rank] = -pt
         order = np.argsort(negative, axis=1, kind="stable") + self.offsets[:-1, np.newaxis]
         place = order[np.arange(negative.shape[1]) < self.counts[:, np.newaxis]]
@@ -106,24 +114,28 @@ class Collection:
         """Where the object with the least value [M] of each event stands [B], the first of equal ones; −1 where there
         is none. NaN is never the least."""
         place, least = np.full(self.num_events, -1), np.full(self.num_events, np.inf)
-        for rank in range(int(self.counts.max(initial=0))):
-            having = np.flatnonzero(self.counts > rank)
+        having = np.flatnonzero(self.counts)
+        for rank in range(self.most):
+            having = having[self.counts[having] > rank] if rank else having
             position = self.offsets[having] + rank
-            nearer = values[position] < least[having]
-            place[having[nearer]] = position[nearer]
-            least[having[nearer]] = values[position[nearer]]
+            value = values[position]
+            less = np.flatnonzero(value < least[having])
+            place[having[less]], least[having[less]] = position[less], value[less]
         return place
 
     def take(self, place: npt.NDArray[np.int64], *names: str) -> list[npt.NDArray[np.float64]]:
         """Fields of the objects at places [B] of the flat columns; NaN where the place is −1."""
-        exists = place >= 0
-        if not exists.any():
+        absent = np.flatnonzero(place < 0)
+        if len(absent) == len(place):
             return [np.full(len(place), np.nan) for _ in names]
-        return [np.where(exists, self[name][place], np.nan) for name in names]
+        found = [self[name][place].astype(np.float64, copy=False) for name in names]
+        for values in found:
+            values[absent] = np.nan
+        return found
 
     def padded(self, name: str) -> npt.NDArray[np.float64]:
         """A field as a table [B, most objects of an event]; NaN where there is none."""
-        table = np.full((self.num_events, int(self.counts.max(initial=0))), np.nan)
+        table = np.full((self.num_events, self.most), np.nan)
         table[self.event, self.rank] = self[name]
         return table
 
@@ -138,11 +150,12 @@ def join(parts: list[Collection]) -> Collection:
     """Several lists of objects as one, part after part in each event, with the fields that all of them have."""
     if len(parts) == 1:
         return parts[0]
-    counts = np.stack([part.counts for part in parts], axis=1)
-    starts = np.concatenate([[0], np.cumsum(counts.ravel())])[:-1].reshape(counts.shape)
-    place = np.concatenate([starts[part.event, i] + part.rank for i, part in enumerate(parts)])
-    fields = {}
-    for name in (name for name in parts[0].fields if all(name in part for part in parts)):
-        fields[name] = np.empty(len(place))
-        fields[name][place] = np.concatenate([part[name] for part in parts])
-    return Collection(fields, np.concatenate([[0], np.cumsum(counts.sum(axis=1))]))
+    offsets = np.sum([part.offsets for part in parts], axis=0)
+    fields = {name: np.empty(offsets[-1]) for name in parts[0].fields if all(name in part for part in parts)}
+    start = offsets[:-1]
+    for part in parts:
+        place = start[part.event] + part.rank
+        for name, values in fields.items():
+            values[place] = part[name]
+        start = start + part.counts
+    return Collection(fields, offsets)

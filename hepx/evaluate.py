@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import Field
 
-from hepx import files, metrics, trees
+from hepx import files, metrics, random, trees
 from hepx.config import Settings
 from hepx.errors import DataError
 from hepx.events import EVENT_NUMBERS
@@ -131,7 +132,7 @@ def _groups(test: GraphBatch, settings: EvaluateSettings) -> list[Group]:
     several = sum(kind == "signal" for _, kind in kinds) > 1
     groups += [_sample_group(n, kind, layout.samples[n]) for n, kind in kinds if kind == "background" or several]
     if settings.points:
-        values = _point_values(test, settings.points)
+        values = point_values(test, settings.points)
         for point in np.unique(values[(y == 1) & np.isfinite(values).all(1)], axis=0):
             groups.append(_point_group(settings.points, point))
     weight = test.weight.numpy()
@@ -149,13 +150,13 @@ def _sample_group(number: int, kind: str, name: str) -> Group:
 
 def _point_group(names: tuple[str, ...], point: Array) -> Group:
     def chosen(graphs: GraphBatch) -> Array:
-        return (labels(graphs) == 0) | (_point_values(graphs, names) == point).all(1)
+        return (labels(graphs) == 0) | (point_values(graphs, names) == point).all(1)
 
     numbers = {name: float(value) for name, value in zip(names, point, strict=True)}
     return Group("point", ", ".join(f"{name} {value:g}" for name, value in numbers.items()), dict(numbers), chosen)
 
 
-def _point_values(graphs: GraphBatch, names: tuple[str, ...]) -> Array:
+def point_values(graphs: GraphBatch, names: tuple[str, ...]) -> Array:
     """What names the point of each event [B, len(names)]; ConfigError if there is no such column."""
     channel = graphs.event_id.numpy() // EVENT_NUMBERS
     return np.stack([channel if name == CHANNEL else graphs.observable(name).numpy() for name in names], 1)
@@ -411,6 +412,26 @@ def fit_trees(splits: Splits, tables: Sequence[Array], seed: int) -> trees.Trees
         for table, graphs in zip(tables, (splits.train, splits.validation), strict=True)
     )
     return trees.fit(train, validation, seed)
+
+
+def cross_scores(graphs: GraphBatch, seed: int, folds: int = 5) -> Array:
+    """Log-odds of signal [B] of trees on the observables, of each event by trees that have not seen it.
+
+    The events are cut into `folds` parts by their event ids; a tenth of the others says when the trees stop growing.
+    Both classes get equal total |weight|. DataError if a class has fewer than ten events per part.
+    """
+    x, y, weight = observable_table(graphs), labels(graphs), np.zeros(len(graphs))
+    if np.bincount(y, minlength=2).min() < 10 * folds:
+        raise DataError(f"{folds} parts of {len(graphs)} events need at least {10 * folds} of each class.")
+    fold, held = (random.uniform(seed, graphs.event_id.numpy(), "folds", 2) * (folds, 10)).astype(np.int64).T
+    score = np.zeros(len(graphs))
+    for part in range(folds):
+        rest = fold != part
+        weight[rest] = training_weights(graphs[torch.from_numpy(rest)]).abs().numpy()
+        whole = trees.Table(x, y, weight)
+        fitted = trees.fit(whole[rest & (held > 0)], whole[rest & (held == 0)], seed)
+        score[~rest] = fitted.score(x[~rest])
+    return score
 
 
 def observable_table(graphs: GraphBatch) -> Array:

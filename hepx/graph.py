@@ -7,7 +7,7 @@ by another one and everything that depends on it follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -186,66 +186,95 @@ def concatenate(batches: Sequence[GraphBatch]) -> GraphBatch:
     return replace(first, **joined)
 
 
+def gather(batches: Iterable[GraphBatch], most: int) -> GraphBatch:
+    """Join batches of one layout as they come, at most so many events; unlike `concatenate` it holds each event once.
+
+    DataError if there is no batch.
+    """
+    whole, filled = None, 0
+    for batch in batches:
+        if whole is None:
+            whole = batch._map(lambda tensor: tensor.new_empty((most, *tensor.shape[1:])))
+        for into, tensor in zip(whole.tensors().values(), batch.tensors().values(), strict=True):
+            into[filled : filled + len(batch)] = tensor
+        filled += len(batch)
+    if whole is None:
+        raise DataError("there are no events to join.")
+    return whole[:filled]
+
+
 def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> GraphBatch:
     """Turn events into graphs: one node per object (or aliases where the settings ask for them).
 
-    Vectorised: every object is scattered to its (event, slot) by its rank in its event.
+    Vectorised: slot by slot over all events.
     """
-    num_events, num_slots = len(events), len(layout.slots)
-    x = np.zeros((num_events * num_slots, len(RAW_FEATURES)), dtype=np.float32)
-    object_index = np.full(num_events * num_slots, -1, dtype=np.int16)
-    truth_parent = np.zeros(num_events * num_slots, dtype=np.int32)
+    num_events = len(events)
+    shape = (num_events, len(layout.slots))
+    x = np.zeros((*shape, len(RAW_FEATURES)), dtype=np.float32)
+    object_index = np.full(shape, -1, dtype=np.int16)
+    truth_parent = np.zeros(shape, dtype=np.int32)
     collections = {name: _flatten(events, name) for name in dict.fromkeys(map(_collection, graph.nodes))}
     slot = 0
     for node in graph.nodes:
-        flat = collections[_collection(node)]
-        rank, allowed = flat.rank(node)
-        chosen = np.flatnonzero(allowed & (rank < node.max))
-        place = flat.row[chosen] * num_slots + slot + rank[chosen]
-        for name in DEFINED[node.type]:
-            x[:, list(RAW_FEATURES).index(name)][place] = flat.fields[name][chosen]
-        object_index[place] = _FIRST_INDEX[_collection(node)] + (chosen - flat.first[chosen])
-        if "truth_parent" in flat.fields:
-            truth_parent[place] = flat.fields["truth_parent"][chosen]
-        if not node.alias:
-            flat.used[chosen] = True
-        slot += node.max
-    shape = (num_events, num_slots)
+        flat, first_index = collections[_collection(node)], _FIRST_INDEX[_collection(node)]
+        for having, place in list(flat.leading(node)):  # all of them before any is marked as used
+            for name in DEFINED[node.type]:
+                x[having, slot, list(RAW_FEATURES).index(name)] = flat.fields[name][place]
+            object_index[having, slot] = first_index + (place - flat.starts[having])
+            if "truth_parent" in flat.fields:
+                truth_parent[having, slot] = flat.fields["truth_parent"][place]
+            if not node.alias:
+                flat.used[place] = True
+            slot += 1
     types = np.array([NODE_TYPES.index(name) for name in layout.types], dtype=np.int64)
-    values = [events.observables[name] for name in layout.observables]
+    observables = np.empty((num_events, len(layout.observables)))
+    for column, name in zip(observables.T, layout.observables, strict=True):
+        column[:] = events.observables[name]
     sample = layout.samples.index(events.sample)
     return GraphBatch(
-        x=torch.from_numpy(x.reshape(*shape, len(RAW_FEATURES))),
-        mask=torch.from_numpy(object_index.reshape(shape) >= 0),
+        x=torch.from_numpy(x),
+        mask=torch.from_numpy(object_index >= 0),
         node_type=torch.from_numpy(np.broadcast_to(types, shape).copy()),
-        object_index=torch.from_numpy(object_index.reshape(shape)),
-        truth_parent=torch.from_numpy(truth_parent.reshape(shape)),
+        object_index=torch.from_numpy(object_index),
+        truth_parent=torch.from_numpy(truth_parent),
         y=torch.full((num_events,), events.label, dtype=torch.int64),
         weight=torch.from_numpy(events.weight.astype(np.float64)),
         sample=torch.full((num_events,), sample, dtype=torch.int64),
         event_id=torch.from_numpy(events.event_id),
-        observables=torch.from_numpy(np.stack(values, axis=1) if num_events else np.zeros((0, len(values)))),
+        observables=torch.from_numpy(observables),
         layout=layout,
     )
 
 
 @dataclass(frozen=True)
 class _Flat:
-    """All objects of one collection, event after event: their fields, the event of each, the number of its event's
-    first object, and which of them are a node already."""
+    """All objects of one collection, event after event: their fields, where those of an event start and end, and which
+    of them are a node already."""
 
     fields: dict[str, Any]
-    row: Any
-    first: Any
+    starts: Any
+    ends: Any
     used: Any
 
-    def rank(self, node: NodeSettings) -> tuple[Any, Any]:
-        """Position of each object among the objects of its event that may become such a node, and which may."""
-        allowed = np.ones(len(self.row), dtype=bool) if node.alias else ~self.used
+    def leading(self, node: NodeSettings) -> Iterator[tuple[Any, Any]]:
+        """For each rank below `max` the events that have so many objects for such a node, and where theirs stands."""
+        place, starts, ends = self._allowed(node)
+        for rank in range(node.max):
+            having = np.flatnonzero(ends - starts > rank)
+            if len(having) == len(starts):
+                yield slice(None), place[starts + rank]  # a slice is written several times faster than positions
+            else:
+                yield having, place[starts[having] + rank]
+
+    def _allowed(self, node: NodeSettings) -> tuple[Any, Any, Any]:
+        """Where the objects stand that may become such a node, and from where to where in this list an event's are."""
+        mask = np.ones(len(self.used), dtype=bool) if node.alias else ~self.used
         if node.type == "bjet":
-            allowed &= self.fields["tagged"]
-        before = np.cumsum(allowed) - allowed
-        return before - before[self.first], allowed
+            mask &= self.fields["tagged"]
+        if mask.all():
+            return np.arange(len(mask)), self.starts, self.ends
+        before = np.concatenate([[0], np.cumsum(mask)])
+        return np.flatnonzero(mask), before[self.starts], before[self.ends]
 
 
 def _collection(node: NodeSettings) -> str:
@@ -262,8 +291,7 @@ def _flatten(events: EventBatch, collection: str) -> _Flat:
             f"sample '{events.sample}': the events have no E_T^miss significance, which the node type met needs. "
             "Name its branch in the schema (met: {significance: …})."
         )
-    first = np.repeat(objects.offsets[:-1], objects.counts)
-    return _Flat(fields, objects.event, first, np.zeros(len(first), dtype=bool))
+    return _Flat(fields, objects.offsets[:-1], objects.offsets[1:], np.zeros(objects.offsets[-1], dtype=bool))
 
 
 def to_pyg(graphs: GraphBatch, self_loops: bool = False) -> list[Any]:

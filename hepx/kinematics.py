@@ -36,9 +36,11 @@ def wrap(phi: Any) -> Any:
     """
     turn = 2 * np.pi
     shifted = np.asarray(phi + np.pi)
-    shifted = shifted + turn * (shifted < 0) - turn * (shifted >= turn)  # the remainder is ten times slower
-    if ((shifted < 0) | (shifted >= turn)).any():
-        shifted = shifted % turn
+    below, above = shifted < 0, shifted >= turn
+    if below.any() or above.any():
+        shifted = shifted + turn * below - turn * above  # the remainder is ten times slower
+        if ((shifted < 0) | (shifted >= turn)).any():
+            shifted = shifted % turn
     return shifted - np.pi
 
 
@@ -166,13 +168,16 @@ class Event:
 
     def __init__(self, objects: Mapping[str, Collection]) -> None:
         self.jets, self.bjets, self.leptons = objects["jet"], _with_components(objects["bjet"]), objects["lepton"]
-        self.b1, self.b2, self.lepton = _leading(self.bjets, 0), _leading(self.bjets, 1), _leading(self.leptons, 0)
-        self.met, self.met_significance = _leading(objects["met"], 0), objects["met"]["significance"]
-        self.bb = add(*(Cartesian(*self.bjets.take(self.bjets.place(rank), *Cartesian._fields)) for rank in (0, 1)))
+        first, second = (self.bjets.place(rank) for rank in (0, 1))
+        self.b1, self.b2 = _momentum(self.bjets, first), _momentum(self.bjets, second)
+        self.bb = add(*(Cartesian(*self.bjets.take(place, *Cartesian._fields)) for place in (first, second)))
+        self.lepton = _momentum(self.leptons, self.leptons.place(0))
+        self.met = Momentum(*(objects["met"][name] for name in Momentum._fields))
+        self.met_significance = objects["met"]["significance"]
 
 
-def _leading(objects: Collection, rank: int) -> Momentum:
-    return Momentum(*objects.take(objects.place(rank), *Momentum._fields))
+def _momentum(objects: Collection, place: npt.NDArray[np.int64]) -> Momentum:
+    return Momentum(*objects.take(place, *Momentum._fields))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from hepx.errors import DataError
 
 Array = npt.NDArray[Any]
+Z95 = 1.959963984540054  # standard deviations of a central interval of 95 %
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,67 @@ def effective_number(weight: Array) -> float:
     """
     squares = float((weight**2).sum())
     return float(weight.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of a weighted sample and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def share(chosen: Array, weight: Array) -> Share:
+    """Share of the weight that lies in `chosen` [B], with Wilson's interval for the effective number of events.
+
+    The number of events is Kish's (Σw)² / Σw². Negative weights keep their sign in the sums; a share that they push out
+    of [0, 1] is cut off there. Without a positive sum of weights the share is NaN and its interval [0, 1]. Source:
+    E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209.
+
+    >>> share(np.array([True, False, False, False]), np.ones(4)).value
+    0.25
+    """
+    total = float(weight.sum())
+    if total <= 0:
+        return Share(float("nan"), 0.0, 1.0)
+    value, n = float(np.clip(weight[chosen].sum() / total, 0.0, 1.0)), effective_number(weight)
+    middle = (value + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * np.sqrt(value * (1 - value) / n + Z95**2 / (4 * n**2))
+    return Share(value, max(0.0, float(middle - half)), min(1.0, float(middle + half)))
+
+
+def enrichment(chosen: Array, part: Array, weight: Array) -> Share:
+    """By how much `chosen` events are more frequent in a part of the sample [B] than in all of it, with 95 % interval.
+
+    The part belongs to the whole, so the ratio of the shares in the part and in the rest, which are independent, is
+    bounded first (from their Wilson intervals by the method of Donner and Zou, Stat. Methods Med. Res. 21 (2012) 347)
+    and turned into the ratio to the whole, which grows with it. NaN where the whole has none, or the part is all.
+    """
+    inside, outside = share(chosen[part], weight[part]), share(chosen[~part], weight[~part])
+    whole = float(weight.sum())
+    fraction = float(weight[part].sum()) / whole if whole > 0 else float("nan")
+    if not (0 < fraction < 1) or not inside.value + outside.value > 0:
+        return Share(float("nan"), 0.0, float("inf"))
+    value = inside.value / (fraction * inside.value + (1 - fraction) * outside.value)
+    return Share(value, *(_to_whole(ratio, fraction) for ratio in _ratio_interval(inside, outside)))
+
+
+def _to_whole(ratio: float, fraction: float) -> float:
+    """From the ratio part : rest to the ratio part : whole."""
+    return 1 / fraction if np.isinf(ratio) else ratio / (fraction * ratio + 1 - fraction)
+
+
+def _ratio_interval(one: Share, other: Share) -> tuple[float, float]:
+    """Interval of one.value / other.value, from the intervals of the two."""
+    product = one.value * other.value
+
+    def bound(near: float, far: float, sign: int) -> float:
+        width = far * (2 * other.value - far)
+        root = np.sqrt(max(0.0, product**2 - near * (2 * one.value - near) * width))
+        return float((product + sign * root) / width) if width != 0 else float("inf")
+
+    return max(0.0, bound(one.low, other.high, -1)), bound(one.high, other.low, 1)
 
 
 def weighted_mean(values: Array, weight: Array) -> tuple[float, float]:

@@ -10,6 +10,7 @@ Nothing is written into the run folder. Without a run, `explain` takes a model a
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -30,6 +31,12 @@ from hepx.errors import ConfigError, DataError, ResultError, closest
 from hepx.evaluate import SIGNAL
 from hepx.faithfulness import Kept, validate
 from hepx.graph import GraphBatch
+from hepx.influence import SCORES, Task, read_snapshots
+from hepx.influence.audit import Audit, AuditSettings, audit, examine
+from hepx.influence.distill import DistillSettings, Study, describe, execute, first_dropped, losses
+from hepx.influence.groups import Grouping, Question
+from hepx.influence.taxonomy import TaxonomySettings, TruthMet
+from hepx.influence.truth import true_met
 from hepx.insides import NULLS
 from hepx.metrics import probability
 from hepx.models import Model, build_model, predict
@@ -44,14 +51,19 @@ from hepx.results import (
     Result,
     kind_of,
 )
+from hepx.results_influence import Influence
 from hepx.run import Run
 from hepx.settings import RunSettings
-from hepx.train import load_weights, refuse_training_events
+from hepx.train import freeze, load_weights, refuse_training_events, training_weights
+
+log = logging.getLogger(__name__)
 
 KINDS: dict[str, type[Result]] = {
     kind.__name__: kind for kind in (Explanation, GroupExplanation, PairExplanation, Importance, ResponseCurve)
 }
 """What explain/*.npz may hold."""
+CONFUSED = "probability > 0.5 and label == 0"
+"""Background events that look like signal."""
 Selection = str | Array | torch.Tensor | GraphBatch | None
 """Which events: an expression, a mask [B] over all test events, event numbers, graphs, or None for all."""
 
@@ -175,14 +187,132 @@ class Trained:
         return found
 
     def _beside(self, folders: Sequence[str | os.PathLike[str]], graphs: GraphBatch) -> list[Model]:
+        return [other.model for other in self._runs_beside(folders, graphs)]
+
+    def _runs_beside(self, folders: Sequence[str | os.PathLike[str]], graphs: GraphBatch) -> list[Trained]:
+        """Runs of the same layout that were not trained on these events."""
         found = []
         for folder in folders:
             other = open_run(folder)
             if other.run.store().layout != graphs.layout:
                 raise ConfigError(f"run '{folder}' has other objects or samples; give one of another seed.")
             refuse_training_events(other.run.folder / "checkpoints", graphs.event_id.numpy())
-            found.append(other.model)
+            found.append(other)
         return found
+
+    def scores_of_training(self, names: Sequence[str] = ("loss", "tracin")) -> dict[str, Array]:
+        """Scores of the training events [B] by name (`hepx.influence.SCORES`), with their default settings: larger for
+        an event that is harder or does more to itself. ConfigError for an unknown one, or a run without snapshots."""
+        for name in names:
+            if name not in SCORES:
+                raise ConfigError(f"unknown score '{name}'; {closest(name, SCORES)}")
+        task = self._task(self.run.store().load("validation"))  # a test event decides nothing about training events
+        return {name: SCORES[name]().of_training(task).double().numpy() for name in names}
+
+    def audit(self, scores: Sequence[str] = ("loss", "tracin"), **settings: Any) -> Audit:
+        """Which training events stand out by these scores, twins or weights, and what is odd about them:
+        `hepx.influence.audit`. settings: of `AuditSettings`, for example share=0.02."""
+        made = parse(AuditSettings, settings, "audit")
+        found = self.scores_of_training(scores)
+        truth, notes = self._truth()
+        return audit(
+            graphs=self.train,
+            weight=training_weights(self.train, self.settings.train.weights),
+            scores=found,
+            score=self.predict(self.train),
+            settings=made,
+            seed=self.settings.seed,
+            points=self.settings.evaluate.points,
+            truth=truth,
+            paths=self.run.store().files_of(self.train.event_id.numpy()),
+            notes=notes,
+        )
+
+    def distill(
+        self, scores: Sequence[str] = ("tracin",), folder: Path | None = None, workers: int = 1, **settings: Any
+    ) -> dict[str, Any]:
+        """What smaller training sets cost, reduced by these scores and at random: `hepx.influence.distill`.
+
+        folder: where finished trainings are kept, so that they are not done again; else influence/distill of the run.
+        settings: of `DistillSettings`, for example fractions=(0.2, 0.5), seeds=(1, 2, 3).
+        """
+        made = parse(DistillSettings, settings, "distill")
+        study = Study(
+            model=self.settings.model,
+            train=self.settings.train,
+            events=self.train,
+            test=self.test,
+            scores=self.scores_of_training(scores),
+            settings=made,
+        )
+        outcomes = execute(study, folder or self.run.folder / "influence" / "distill", workers)
+        truth, notes = self._truth()
+        _, _, categories = examine(self.train, self.settings.seed, TaxonomySettings(), truth)
+        return {"settings": made.model_dump(), "scores": list(scores), "notes": notes, **describe(study, outcomes)} | {
+            "dropped": losses(study, categories),
+            "categories": [{"name": one.name, "what": one.what, "by": one.by} for one in categories],
+            "displays": first_dropped(study, self.predict(self.train), 2),
+        }
+
+    def influence(self, score: str = "tracin", events: Selection = CONFUSED, **options: Any) -> Influence:
+        """What a score says of the training events: each alone, and as causes of the scores of some test events.
+
+        run.influence("trak", "score > 0.9 and sample == ttbar", ridge=0.1).to_pandas(). Arguments and errors as in
+        `ask`; nothing is written.
+        """
+        return self.ask(score, events, **options).answer()
+
+    def ask(
+        self,
+        score: str = "tracin",
+        events: Selection = CONFUSED,
+        limit: int = 200,
+        beside: Sequence[str | os.PathLike[str]] = (),
+        cache: Path | None = None,
+        **settings: Any,
+    ) -> Question:
+        """What `influence` answers, before it is.
+
+        events: as in `select`, by default background that looks like signal; at most `limit` of them, chosen at random.
+        beside: folders of the same run with other seeds, for scores that average over trainings; cache: a folder in
+        which gradients are kept. settings: of the score. Raises ConfigError for an unknown score or setting or a run
+        beside of another layout, ResultError for a training without snapshots.
+        """
+        if score not in SCORES:
+            raise ConfigError(f"unknown score '{score}'; {closest(score, SCORES)}")
+        made = parse(SCORES[score], settings, f"score '{score}'")
+        graphs = subsample(self.select(events), limit, self.settings.seed)
+        query = events if isinstance(events, str) else "events chosen in a notebook"
+        others = tuple(
+            other.run.folder / "checkpoints" / "best.safetensors" for other in self._runs_beside(beside, graphs)
+        )
+        asked = {**made.model_dump(mode="json"), "query": query, "limit": limit, "beside": [str(one) for one in beside]}
+        grouping = Grouping(self.settings.evaluate.points, tuple(self.settings.data.regions))
+        return Question(made, self._task(graphs, others, cache), query, grouping, self.run.provenance(score, asked))
+
+    def _task(self, query: GraphBatch, others: tuple[Path, ...] = (), cache: Path | None = None) -> Task:
+        """The training of this run, asked about some events; what was frozen has learned nothing from any."""
+        folder, model = self.run.folder / "checkpoints", self.run.model()
+        freeze(model, self.settings.train.freeze, self.settings.train.trainable_layers)
+        return Task(
+            model=model,
+            trained=folder / "best.safetensors",
+            snapshots=read_snapshots(folder),
+            train=self.train,
+            weight=training_weights(self.train, self.settings.train.weights),
+            query=query,
+            seed=self.settings.seed,
+            others=others,
+            cache=cache,
+        )
+
+    def _truth(self) -> tuple[TruthMet | None, list[str]]:
+        """True missing momentum of the training events, and what to say where the files are not there any more."""
+        try:
+            return true_met(self.settings.data, self.train.event_id.numpy()), []
+        except DataError as error:
+            log.warning("no true missing momentum, rules instead: %s", error)
+            return None, [f"The true missing momentum was not read, rules stand in for it ({error})"]
 
     def load(self, result: str) -> Result:
         """A result that the run folder holds, by the name of its file in explain/: "shapley"."""

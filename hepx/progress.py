@@ -24,6 +24,11 @@ class Advance(Protocol):
     def __call__(self, amount: float = 1, note: str = "") -> None: ...
 
 
+def silent(amount: float = 1, note: str = "") -> None:
+    """The `Advance` that shows nothing: of work that is part of other work."""
+    del amount, note
+
+
 class _Rate(ProgressColumn):
     """Finished units per second."""
 

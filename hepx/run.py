@@ -150,7 +150,10 @@ class Run:
     def is_done(self, stage: str) -> bool:
         """Whether a stage is done for this config and what it writes is there."""
         present = all((self.folder / name).exists() for name in STAGES[stage] if name not in OPTIONAL)
-        return present and self._done().get(stage, {}).get("key") == self.key(stage)
+        noted, snapshots = self._done().get(stage, {}), self.settings.train.snapshots
+        if stage == "train" and snapshots not in (0, noted.get("snapshots", 0)):
+            return False  # the training will be repeated to the same weights; what was made of them stays
+        return present and noted.get("key") == self.key(stage)
 
     def store(self) -> GraphStore:
         """The converted data set."""
@@ -428,6 +431,7 @@ class Run:
             done[stage]["inputs"] = self._inputs()
         elif stage == "train":
             done[stage]["source"] = self._source()
+            done[stage]["snapshots"] = self.settings.train.snapshots
         files.write_json(self.folder / "stages.json", done)
         log.info("%s: %.1f s", stage, done[stage]["seconds"])
 

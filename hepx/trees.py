@@ -32,6 +32,10 @@ class Table:
     y: Array
     weight: Array | None
 
+    def __getitem__(self, rows: Array) -> Table:
+        """Some of the events, by mask or place."""
+        return Table(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
+
 
 @dataclass(frozen=True)
 class Trees:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 ATTEMPTS = 3  # a task that kills its worker three times will do so again
 KILLED = (
-    "convert: workers were killed again and again without finishing a task, perhaps for lack of memory. "
+    "{what}: workers were killed again and again without finishing a task, perhaps for lack of memory. "
     "The same command, with fewer --workers, goes on where it stopped."
 )
 JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
@@ -43,18 +43,20 @@ class Execution:
 THIS_PROCESS = Execution()
 
 
-def outcomes(work: Callable[[T], R], tasks: Sequence[T], execution: Execution) -> Iterator[tuple[T, R]]:
-    """Every task with what `work` returned for it, in the order in which they end."""
+def outcomes(
+    work: Callable[[T], R], tasks: Sequence[T], execution: Execution, what: str = "convert"
+) -> Iterator[tuple[T, R]]:
+    """Every task with what `work` returned for it, in the order in which they end; `what` it is, for messages."""
     if not tasks:
         return iter(())
     if execution.dask is not None:
-        return _on_dask(work, tasks, execution.dask, execution.workers)
+        return _on_dask(work, tasks, execution.dask, execution.workers, what)
     if execution.workers > 1:
-        return _in_processes(work, tasks, execution.workers)
+        return _in_processes(work, tasks, execution.workers, what)
     return ((task, work(task)) for task in tasks)
 
 
-def _in_processes(work: Callable[[T], R], tasks: Sequence[T], workers: int) -> Iterator[tuple[T, R]]:
+def _in_processes(work: Callable[[T], R], tasks: Sequence[T], workers: int, what: str) -> Iterator[tuple[T, R]]:
     """Fresh interpreters on this machine. If one is killed, the tasks it leaves are given to new ones."""
     left, failures = list(tasks), 0
     while left:
@@ -69,14 +71,14 @@ def _in_processes(work: Callable[[T], R], tasks: Sequence[T], workers: int) -> I
         except BrokenProcessPool as error:
             failures = 0 if done else failures + 1
             if failures == ATTEMPTS:
-                raise DataError(KILLED) from error
-            log.warning("convert: a worker process was killed; its tasks are started again")
+                raise DataError(KILLED.format(what=what)) from error
+            log.warning("%s: a worker process was killed; its tasks are started again", what)
         finally:
             pool.shutdown(cancel_futures=True)
         left = [task for task in left if task not in done]
 
 
-def _on_dask(work: Callable[[T], R], tasks: Sequence[T], where: str, workers: int) -> Iterator[tuple[T, R]]:
+def _on_dask(work: Callable[[T], R], tasks: Sequence[T], where: str, workers: int, what: str) -> Iterator[tuple[T, R]]:
     """The workers of a Dask cluster, which must see the same files; Dask repeats the tasks of a worker that dies."""
     distributed = _import_dask("distributed")
     with ExitStack() as stack:
@@ -96,7 +98,7 @@ def _on_dask(work: Callable[[T], R], tasks: Sequence[T], where: str, workers: in
             for future, outcome in distributed.as_completed(futures, with_results=True):
                 yield futures[future], outcome
         except distributed.KilledWorker as error:
-            raise DataError(KILLED) from error
+            raise DataError(KILLED.format(what=what)) from error
 
 
 def _batch_cluster(system: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from insides_models import Oracle, mixed_graphs, mixture_score, null_oracles, small_network
+from insides_models import mixed_graphs, mixture_score, small_network
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from hepx.errors import ResultError
@@ -24,6 +24,7 @@ from hepx.models import MODELS, Model, build_model, predict
 from hepx.models.layers import MixtureOfExperts
 from hepx.models.paper import PaperMGTSettings
 from hepx.nulls import Null, shuffled_labels
+from hepx.planted.experts import OracleNetwork, random_oracles
 from hepx.probes import quantile_bins
 from hepx.results import Provenance
 from hepx.results_network import Effect, ExpertReport, Information
@@ -47,7 +48,7 @@ def report_of(model: Model, graphs: GraphBatch, nulls: list[Null], provenance: P
 
 @pytest.fixture(scope="module")
 def oracle(mixed: GraphBatch, provenance: Provenance) -> ExpertReport:
-    return report_of(Oracle(mixed.layout), mixed, null_oracles(mixed.layout), provenance)
+    return report_of(OracleNetwork(mixed.layout), mixed, random_oracles(mixed.layout), provenance)
 
 
 # Information ------------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ def test_oracle_expert_is_found_with_what_it_carries(oracle: ExpertReport) -> No
 def test_clones_are_called_identical(mixed: GraphBatch, provenance: Provenance) -> None:
     """Swapping changes nothing, exactly; CKA is 1; the verdict says it, for copies and for experts that are one by
     another order of their hidden units."""
-    clones, reordered = Oracle(mixed.layout).eval(), Oracle(mixed.layout).eval()
+    clones, reordered = OracleNetwork(mixed.layout).eval(), OracleNetwork(mixed.layout).eval()
     with torch.no_grad():
         for name in ("w1", "b1", "w2", "b2"):
             for model in (clones, reordered):
@@ -158,7 +159,7 @@ def test_clones_are_called_identical(mixed: GraphBatch, provenance: Provenance) 
             parameter = getattr(reordered.mixture, name)
             parameter[1] = parameter[1].flip(axis)
     for model, distinct in ((clones, 1), (reordered, 2)):
-        report = report_of(model, mixed, null_oracles(mixed.layout), provenance)
+        report = report_of(model, mixed, random_oracles(mixed.layout), provenance)
         assert report.verdict.startswith("experts identical")
         assert report.distinct_experts == [distinct]
         assert report.effect("swap", 0).delta_auc == 0
@@ -193,7 +194,7 @@ def test_untrained_and_label_shuffled_networks_have_no_functional_specialization
 def test_a_router_that_sorts_for_experts_that_nobody_hears(mixed: GraphBatch, provenance: Provenance) -> None:
     """Experts that differ where the head does not look: the choice tells the third jet, exchanging them costs
     nothing."""
-    model = Oracle(mixed.layout).eval()
+    model = OracleNetwork(mixed.layout).eval()
     with torch.no_grad():
         for name in ("w1", "b1", "w2", "b2"):
             parameter = getattr(model.mixture, name)
@@ -206,7 +207,7 @@ def test_a_router_that_sorts_for_experts_that_nobody_hears(mixed: GraphBatch, pr
         model.mixture.w1[:, 1] = 0
     graphs = replace(mixed, y=(mixed.observable("mbb") < 150).long())
     region = {"j3": mixed.mask[:, 2].numpy()}
-    report = expert_report(model, null_oracles(mixed.layout), Referee(model, graphs, 1, 1, region), provenance)
+    report = expert_report(model, random_oracles(mixed.layout), Referee(model, graphs, 1, 1, region), provenance)
     assert report is not None
     assert report.effect("swap", 0).delta_auc == 0
     assert report.verdict.startswith("no functional specialization: exchanging the experts costs nothing measurable")
@@ -369,4 +370,4 @@ def test_models_without_experts_have_no_such_result(mixed: GraphBatch, provenanc
 
 
 def test_the_oracle_is_as_good_as_the_truth(mixed: GraphBatch) -> None:
-    torch.testing.assert_close(predict(Oracle(mixed.layout), mixed), mixture_score(mixed), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(predict(OracleNetwork(mixed.layout), mixed), mixture_score(mixed), atol=1e-4, rtol=1e-4)

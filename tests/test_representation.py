@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from insides_models import Oracle, mixed_graphs, small_network
+from insides_models import mixed_graphs, small_network
 
 from hepx.graph import GraphBatch
 from hepx.interventions import Referee, mixtures
 from hepx.models import MODELS, build_model, predict
 from hepx.nulls import Null
+from hepx.planted.experts import OracleNetwork
 from hepx.probes import explained, probe, solve, targets
 from hepx.representation import early_exit, representation, stream
 from hepx.representation.dictionary import dictionaries, largest
@@ -107,7 +108,7 @@ def test_erasure_equals_the_concept_erasure_package() -> None:
 def test_erasing_what_the_network_uses_costs_and_erasing_nothing_does_not(mixed: GraphBatch) -> None:
     """In a network made by hand whose states are m_bb and m_T scores: without m_bb the AUC of 2-jet events is gone, of
     3-jet events untouched; an empty erasure changes nothing, exactly."""
-    model = Oracle(mixed.layout).eval()
+    model = OracleNetwork(mixed.layout).eval()
     with_j3 = mixed.mask[:, 2].numpy()
     referee = Referee(model, mixed, 1, 1, {"with j3": with_j3})
     states = stream(model, mixed)[0]
@@ -184,7 +185,7 @@ def test_switching_nothing_changes_nothing_and_one_expert_only_its_nodes(mixed: 
 
 def test_critical_sparsity_of_needed_and_of_idle_experts(mixed: GraphBatch) -> None:
     """The experts of the oracle are needed (half of their units: the two signs of one number); the third is not."""
-    model = Oracle(mixed.layout).eval()
+    model = OracleNetwork(mixed.layout).eval()
     found = {row.expert: row for row in critical_sparsity(model, Referee(model, mixed, 1, 1))}
     assert found[2].critical == 1.0 or found[2].curve[-1][1] == found[2].curve[0][1]
     assert found[-1].critical < 0.9

@@ -26,7 +26,7 @@ from hepx.train import Epoch, TrainSettings, fit
 log = logging.getLogger("hepx")
 SMALL = MoEGraphTransformerSettings(dim=8, expert_dim=4, num_heads=2)
 OPTIONS = TrainSettings(
-    epochs=4, batch_size=16, lr=3e-3, ema=0.9, node_dropout=0.5, router_noise=0.5, checkpoint_steps=5
+    epochs=4, batch_size=16, lr=3e-3, ema=0.9, node_dropout=0.5, router_noise=0.5, checkpoint_steps=5, snapshots=2
 )
 PREEMPTED = 85
 
@@ -78,9 +78,11 @@ def unbroken(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Best weights, and everything of the last state that is a tensor."""
+    """Best weights, those of the snapshots, and everything of the last state that is a tensor."""
     state = torch.load(folder / "last.pt", weights_only=True)
     flat = load_file(folder / "best.safetensors")
+    for path in (folder / "snapshots").iterdir():
+        flat |= {f"{path.name}.{name}": tensor for name, tensor in load_file(path).items()}
     flat |= {f"{part}.{name}": tensor for part in ("model", "kept") for name, tensor in state[part].items()}
     for number, moments in state["optimizer"]["state"].items():
         flat |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}

@@ -33,7 +33,7 @@ from hepx.progress import track
 from hepx.results import Provenance
 from hepx.results_network import AttentionMap, Effect, Sink
 
-__all__ = ["attention_map", "observe"]
+__all__ = ["Observed", "attention_map", "observe"]
 
 Array = npt.NDArray[Any]
 PARTS = ("type × type", "type × kinematics", "kinematics × kinematics", "pair bias")

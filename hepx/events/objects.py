@@ -97,9 +97,9 @@ def _read_part(columns: Columns, part: ObjectSchema, scale: float, tagger: Tagge
         objects = objects.where(expression.evaluate(part.exists, objects.fields))
     fields = dict(objects.fields)
     for name in fields.keys() & POSSIBLE.keys():
-        fields[name] = fields[name].astype(np.float64)
+        fields[name] = fields[name].astype(np.float64, copy=False)
         if name in ENERGIES and scale != 1:
-            fields[name] *= scale
+            fields[name] = fields[name] * scale
     _check_values(fields, branches, columns.where)
     if part.momentum == CARTESIAN:
         fields |= _polar(*(fields.pop(name) for name in CARTESIAN))
@@ -204,7 +204,7 @@ def passes(objects: Collection, select: str, leptons: Collection | None) -> Arra
 def _distance(objects: Collection, leptons: Collection) -> Array:
     """ΔR of each object to the nearest lepton of its event; infinite where there is none."""
     nearest = np.full(len(objects["pt"]), np.inf)
-    for rank in range(int(leptons.counts.max(initial=0))):
+    for rank in range(leptons.most):
         eta, phi = (values[objects.event] for values in leptons.take(leptons.place(rank), "eta", "phi"))
         delta_phi = kinematics.wrap(objects["phi"] - phi)
         nearest = np.fmin(nearest, np.sqrt((objects["eta"] - eta) ** 2 + delta_phi**2))
@@ -213,18 +213,23 @@ def _distance(objects: Collection, leptons: Collection) -> Array:
 
 def _without_repeated(parts: Sequence[Collection]) -> list[Collection]:
     """Of objects with the same pt, eta and phi only the first, part after part."""
-    columns = ("pt", "eta", "phi")
-    joined = join([Collection({name: part[name] for name in columns}, part.offsets) for part in parts])
-    pt, eta, phi = (joined.padded(name) for name in columns)
-    again = np.zeros(pt.shape, dtype=bool)
-    for i in range(pt.shape[1]):
-        one, other = slice(i, i + 1), slice(None, i)
-        same = np.abs(pt[:, one] - pt[:, other]) <= SAME * pt[:, one]
-        same &= np.abs(eta[:, one] - eta[:, other]) <= SAME
-        same &= np.abs(kinematics.wrap(phi[:, one] - phi[:, other])) <= SAME
-        again[:, i] = same.any(axis=1)
-    before = np.cumsum([np.zeros(pt.shape[0], dtype=np.int64), *(part.counts for part in parts)], axis=0)
-    return [part.where(~again[part.event, before[i][part.event] + part.rank]) for i, part in enumerate(parts)]
+    return [part.where(~_is_repeated(part, parts[:i])) for i, part in enumerate(parts)]
+
+
+def _is_repeated(part: Collection, earlier: Sequence[Collection]) -> Array:
+    """Whether an object [M] is one that stands in an earlier part, or earlier in its own."""
+    again = np.zeros(len(part["pt"]), dtype=bool)
+    for other in (*earlier, part):
+        for rank in range(other.most - (other is part)):
+            place = other.place(rank)[part.event]
+            near = np.abs(part["pt"] - other["pt"][place]) <= SAME * part["pt"]
+            near &= part.rank > rank if other is part else place >= 0
+            mine = np.flatnonzero(near)  # few are left for the angles
+            its = place[mine]
+            same = np.abs(part["eta"][mine] - other["eta"][its]) <= SAME
+            same &= np.abs(kinematics.wrap(part["phi"][mine] - other["phi"][its])) <= SAME
+            again[mine[same]] = True
+    return again
 
 
 def missing_momentum(columns: Columns, schema: Schema, objects: Mapping[str, Collection]) -> Collection:

@@ -91,8 +91,7 @@ class _Mover:
 
     def _noise(self, part: Collection, what: str) -> Float64:
         """A standard normal number per object, by the method of Box and Muller."""
-        most = int(part.counts.max(initial=0))
-        uniform = random.uniform(self.variation.seed, self.event_id, f"smear {what}", 2 * most)
+        uniform = random.uniform(self.variation.seed, self.event_id, f"smear {what}", 2 * part.most)
         radius, angle = (uniform[part.event, 2 * part.rank + i] for i in (0, 1))
         return np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)
 

@@ -62,7 +62,7 @@ class GCN(Model):
     ) -> Float[Tensor, "B N D"]:
         """Node states after the last convolution."""
         h = nn.functional.gelu(self.embed(self.inputs.nodes(x, mask, node_type)) + self.type_embedding(node_type))
-        adjacency = self.adjacency(mask)
+        adjacency = self.adjacency(mask).to(h.dtype)
         for convolution in self.convolutions:
             h = self.dropout(torch.relu(convolution(adjacency @ h)))
         return h

@@ -3,6 +3,7 @@ it may judge a method (else the network is wrong, not the method)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,11 @@ class BayesNetwork(Model):
 @dataclass(frozen=True)
 class Gate:
     """How near a network is to the Bayes-optimal score on test events: AUC of both with the expected labels, and the
-    weighted correlation of the scores (None where the Bayes score is constant); error: of the AUC, bootstrap."""
+    weighted correlation of the scores (None where the Bayes score is constant).
+
+    error: of the AUC, bootstrap. For a control it is rather how far from ½ the AUC of networks that have learned
+    nothing lies, root mean square: any function of a few inputs follows a mechanism a little, or runs against it.
+    """
 
     mechanism: str
     network: str
@@ -70,14 +75,23 @@ def expected_auc(bayes: Array, score: Array, weight: Array) -> float:
 
 
 def judge_network(
-    name: str, network: str, mechanism: Mechanism, model: Model, graphs: GraphBatch, num_train: int, seed: int
+    name: str,
+    network: str,
+    mechanism: Mechanism,
+    model: Model,
+    graphs: GraphBatch,
+    num_train: int,
+    seed: int,
+    ignorant: Sequence[Model] = (),
 ) -> Gate:
-    """The gate, on planted test events."""
+    """The gate, on planted test events; ignorant: networks that have learned nothing, for a control."""
     weight = graphs.weight.double().numpy()
     bayes = mechanism.score(graphs.x, graphs.node_type, graphs.layout.slots).double().numpy()
-    score = predict(model, graphs).double().numpy()
+    score, *others = (predict(one, graphs).double().numpy() for one in (model, *ignorant))
     auc, best = (expected_auc(bayes, one, weight) for one in (score, bayes))
     error = float(metrics.bootstrap_auc(graphs.y.numpy(), score, weight, 100, seed).std())
+    if others:
+        error = float(np.sqrt(np.mean([(expected_auc(bayes, one, weight) - 0.5) ** 2 for one in others])))
     r = correlation(bayes, score, weight)
     return Gate(
         mechanism=name,

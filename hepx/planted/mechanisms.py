@@ -22,6 +22,7 @@ Slots = tuple[str, ...]
 Score = Callable[[Tensor, Tensor, Slots], Tensor]
 LEAK_SHARE, LEAK_VALUES = 0.3, (1.0, 5.0)  # share of the events whose b-tag tells the label; its value for 0 and 1
 NUM_BTAG = 5  # values of the b-tag
+LARGEST = 4.0  # of the log-odds of a mass or a distance: probabilities beyond 2 and 98 % need more events to be learned
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Mechanism:
 
     slots: the objects that matter; score: the Bayes-optimal log-odds [B] as a function of x [B, N, F], node types
     [B, N] and slot names. features: slot.feature that matter; the lepton's φ is none, it is the direction that φ counts
-    from. pair: the truth is a pair of objects, which a method for pairs must find. branch: which of several
-    mechanisms is at work [B], each with its own `slots` in `branches`. prepare: change of the events before labels are
-    drawn; leak: change of the events afterwards, which `score` knows and `unleaked`, the log-odds the labels are drawn
-    from, does not. shortcut: the feature that must rank first
-    and be reported. unique: False if several networks that are equally right explain differently (a copied feature).
-    exact: for level 0, Shapley values [b, N] and pair interactions [b, N, N] in closed form for x [b, N, F] and
-    replacements [b, K, N, F]. controls: also judge an untrained network, and one trained on shuffled labels.
+    from. unused: features of the same objects that do not. pair: the truth is a pair of objects, which a method for
+    pairs must find. branch: which of several mechanisms is at work [B], each with its own `slots` in `branches`.
+    prepare: change of the events before labels are drawn; leak: change of the events afterwards, which `score` knows
+    and `unleaked`, the log-odds the labels are drawn from, does not. shortcut: the feature that must rank first and be
+    reported; suppressor: one that tells nothing of the label by itself, and must get weight nevertheless. unique: False
+    if several networks that are equally right explain differently (a copied feature). exact: for level 0, Shapley
+    values [b, N] and pair interactions [b, N, N] in closed form for x [b, N, F] and replacements [b, K, N, F].
+    controls: also judge an untrained network, and one trained on shuffled labels.
     """
 
     slots: Slots
@@ -44,6 +46,7 @@ class Mechanism:
     what: str = ""
     level: int = 2
     features: Slots = ()
+    unused: Slots = ()
     pair: bool = False
     branch: Callable[[Tensor, Slots], Tensor] | None = None
     branches: tuple[Slots, ...] = ()
@@ -51,6 +54,7 @@ class Mechanism:
     leak: Callable[[GraphBatch, torch.Generator], GraphBatch] | None = None
     unleaked: Score | None = None
     shortcut: str = ""
+    suppressor: str = ""
     unique: bool = True
     exact: Callable[[Tensor, Tensor, Slots], tuple[Tensor, Tensor]] | None = None
     controls: bool = False
@@ -114,18 +118,25 @@ def _pair(quantity: str, first: str, second: str) -> Callable[[Tensor, Tensor, S
     return value
 
 
+def _bounded(log_odds: Tensor) -> Tensor:
+    """Nearly the same where small, never beyond ±LARGEST: in the tail of a mass the labels of a finite sample are all
+    alike, so that no network could come near log-odds that go on growing there."""
+    return LARGEST * torch.tanh(log_odds / LARGEST)
+
+
 def _score_mbb(x: Tensor, types: Tensor, slots: Slots) -> Tensor:
-    return 3.0 - ((pair_mass(x, types, slots, "b1", "b2") - 120) / 30).abs()
+    return _bounded(3.0 - ((pair_mass(x, types, slots, "b1", "b2") - 120) / 30).abs())
 
 
 def _score_mt(x: Tensor, types: Tensor, slots: Slots) -> Tensor:
-    return (pair_mass(x, types, slots, "lepton", "met") - 110) / 20
+    return _bounded((pair_mass(x, types, slots, "lepton", "met") - 110) / 20)
 
 
 def _score_xor(x: Tensor, types: Tensor, slots: Slots) -> Tensor:
     del types
     delta_phi = _of(x, slots, "met", PHI) - _of(x, slots, "lepton", PHI)
-    return 2.0 * torch.sign(torch.sin(delta_phi)) * torch.sign(_of(x, slots, "b1", ETA) - _of(x, slots, "b2", ETA))
+    delta_eta = _of(x, slots, "b1", ETA) - _of(x, slots, "b2", ETA)
+    return 3.0 * torch.tanh(2 * torch.sin(delta_phi)) * torch.tanh(delta_eta)  # signs, as sharp as can be learned
 
 
 def _has_third_jet(x: Tensor, slots: Slots) -> Tensor:
@@ -168,7 +179,7 @@ def _score_weak(x: Tensor, types: Tensor, slots: Slots) -> Tensor:
 
 def _score_significance(x: Tensor, types: Tensor, slots: Slots) -> Tensor:
     del types
-    return (_of(x, slots, "met", MET_SIGNIFICANCE) - 9) / 1.5
+    return _bounded((_of(x, slots, "met", MET_SIGNIFICANCE) - 9) / 1.5)
 
 
 def _pile_up(graphs: GraphBatch) -> GraphBatch:
@@ -180,7 +191,7 @@ def _pile_up(graphs: GraphBatch) -> GraphBatch:
 
 def _score_suppressor(x: Tensor, types: Tensor, slots: Slots) -> Tensor:
     del types
-    return (_of(x, slots, "met", PT) - _of(x, slots, "j3", PT) - 80) / 25
+    return _bounded((_of(x, slots, "met", PT) - _of(x, slots, "j3", PT) - 80) / 25)
 
 
 def _copy(graphs: GraphBatch) -> GraphBatch:
@@ -281,10 +292,11 @@ MECHANISMS: dict[str, Mechanism] = {
         1,
         ("met.pt", "j3.pt"),
         prepare=_pile_up,
+        suppressor="j3.pt",
     ),
     "duplicate": Mechanism(
         ("lepton", "met"),
-        lambda x, types, slots: (_of(x, slots, "met", PT) - 80) / 25,
+        lambda x, types, slots: _bounded((_of(x, slots, "met", PT) - 80) / 25),
         "MET, of which pt(ℓ) is a copy",
         1,
         ("lepton.pt", "met.pt"),
@@ -292,18 +304,19 @@ MECHANISMS: dict[str, Mechanism] = {
         unique=False,
     ),
     "mbb": Mechanism(("b1", "b2"), _score_mbb, "peak in m_bb", 2, _MBB, pair=True, controls=True),
-    "mt": Mechanism(("lepton", "met"), _score_mt, "threshold in m_T", 2, _MT, pair=True),
+    "mt": Mechanism(("lepton", "met"), _score_mt, "threshold in m_T", 2, _MT, pair=True, unused=("lepton.eta",)),
     "mct": Mechanism(
         ("b1", "b2"),
-        lambda x, types, slots: (_pair("mct2", "b1", "b2")(x, types, slots) - 110) / 20,
+        lambda x, types, slots: _bounded((_pair("mct2", "b1", "b2")(x, types, slots) - 110) / 20),
         "threshold in m_CT",
         2,
         ("b1.pt", "b1.phi", "b2.pt", "b2.phi"),
         pair=True,
+        unused=("b1.eta", "b2.eta"),
     ),
     "delta_r": Mechanism(
         ("b1", "b2"),
-        lambda x, types, slots: (2 - _pair("delta_r2", "b1", "b2")(x, types, slots)) / 0.4,
+        lambda x, types, slots: _bounded((2 - _pair("delta_r2", "b1", "b2")(x, types, slots)) / 0.4),
         "threshold in ΔR(b1, b2)",
         2,
         ("b1.eta", "b1.phi", "b2.eta", "b2.phi"),

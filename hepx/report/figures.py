@@ -13,14 +13,18 @@ from matplotlib.figure import Figure as Canvas
 from hepx import files
 from hepx.progress import track
 from hepx.report import (
+    audit,
     closure,
     derive,
+    distill,
     figures_events,
     figures_experts,
     figures_network,
     figures_objects,
     figures_performance,
     figures_states,
+    influence,
+    influence_validation,
     inside_tables,
     performance,
     style,
@@ -257,6 +261,61 @@ FIGURES: dict[str, Figure] = {
         ("representation",),
         figures_states.erasures,
     ),
+    "audit_rates": Figure(
+        "What is odd about suspicious training events",
+        "Share of the training events in a category: among the suspicious ones (filled) and among all (open), by "
+        "weight in the loss, with 95 % intervals; triangles: none found, upper limit. A category is a property of the "
+        "event, known from the truth or from observables (table); it does not make an event wrong.",
+        ("audit",),
+        audit.draw_rates,
+    ),
+    "suspects": Figure(
+        "The most suspicious training events",
+        "Transverse momenta seen along the beam (true parent of a jet in brackets where known; "
+        "E<sub>T</sub><sup>miss</sup> dashed).",
+        ("displays",),
+        audit.draw_suspects,
+    ),
+    "distilled": Figure(
+        "What a smaller training set costs",
+        "AUC minus that of the full training, when events are dropped from the training set and the model is trained "
+        "again: at random, by the highest or by the lowest score. Left for as many epochs, which are fewer steps "
+        "(grey: all events for as few steps); right for as many steps as the full training. Error bars: seeds and "
+        "test events, which all share, so what matters is the difference to random (table).",
+        ("distilled",),
+        distill.draw_costs,
+    ),
+    "shapes": Figure(
+        "What dropping does to the training set",
+        "Distributions of one class in the full training set and in the reduced ones, by weight, at unit area, for the "
+        "largest share that was dropped; below, their ratio. The last bin holds what lies beyond. Error bars: "
+        "statistical, of events drawn from the full set.",
+        ("distilled",),
+        distill.draw_shapes,
+    ),
+    "dropped": Figure(
+        "The first events to go",
+        "The training events that each score drops first, with their value. Transverse momenta seen along the beam "
+        "(true parent of a jet in brackets where known; E<sub>T</sub><sup>miss</sup> dashed).",
+        ("distilled",),
+        distill.draw_dropped,
+    ),
+    "own_influence": Figure(
+        "Scores of the training events, each alone",
+        "Distribution over the training events of each process, every event once. Self-influence: learning rate times "
+        "squared norm of the gradient of the weighted loss, summed over the snapshots. A large value says that an "
+        "event is unusual or heavy, not that it is wrong. The outermost bins hold what lies beyond them.",
+        ("influences",),
+        influence.own_figures,
+    ),
+    "influence": Figure(
+        "Which training events pushed the queries towards signal",
+        "Predicted change of the score of the queries (mean over them) by having trained on the events of a group, as "
+        "a share of the sum of the sizes over all training events; right of zero towards signal. Error bars: √Σ of "
+        "squares over the training events. Diamonds: what as many training events of any kind add up to.",
+        ("influences",),
+        influence.group_figures,
+    ),
     "event": Figure(
         "Event display",
         "Left: transverse momenta seen along the beam, length of the arrows ∝ p<sub>T</sub> "
@@ -281,6 +340,16 @@ FIGURES: dict[str, Figure] = {
         "methods. Methods that agree may be wrong together.",
         ("validation",),
         validation.draw_agreement,
+    ),
+    "influence_validation": Figure(
+        "Do scores of training events predict retrainings?",
+        "Linear datamodelling score: the network is trained again on random halves of the training events; rank "
+        "correlation over the halves of the sum of a score's influences with the score (log-odds) of an event that was "
+        "not trained on, mean over such events. Filled: influences averaged over trainings. Error bars: bootstrap of "
+        "the halves, for one model with the spread of the trainings. Dashed: the most that is possible with so many "
+        "seeds per half.",
+        ("influence_validation",),
+        influence_validation.figure_of,
     ),
 }
 """Name -> figure, in the order of the report. The name is that of the files."""
@@ -315,6 +384,13 @@ TABLES: dict[str, Numbers] = {
     "dictionaries": Numbers(("representation",), inside_tables.dictionaries),
     "sparsity": Numbers(("representation",), inside_tables.sparsity),
     "lens": Numbers(("representation",), inside_tables.lens),
+    "audit_rates": Numbers(("audit",), audit.rate_table),
+    "distilled": Numbers(("distilled",), distill.distill_table),
+    "composition": Numbers(("distilled",), distill.composition_table),
+    "shapes": Numbers(("distilled",), distill.shape_table),
+    "dropped_means": Numbers(("distilled",), distill.mean_table),
+    "influence_groups": Numbers(("influences",), influence.group_table),
+    "influence_extremes": Numbers(("influences",), influence.extreme_table),
     "events": Numbers(("objects",), derive.displayed_events),
     "validation": Numbers(("validation",), validation.curve_table),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -39,33 +41,57 @@ def _display(saved: Saved, explanation: Explanation, choice: derive.Choice, norm
     slots = np.flatnonzero(table.mask[i])
     features = dict(zip(table.features, table.x[i].T, strict=True))
     colors = [colormaps[COLORMAP](norm(value)) for value in explanation.values[i]]
-    _plane(plane, slots, features["pt"], features["phi"], colors, explanation, i)
+    draw_plane(
+        plane,
+        [
+            Arrow(
+                name=object_name(table.slots[slot], int(table.truth_parent[i, slot]))
+                + "\n"
+                + _value(explanation, i, slot),
+                pt=float(features["pt"][slot]),
+                phi=float(features["phi"][slot]),
+                dashed=table.types[slot] == "met",
+                color=colors[slot],
+            )
+            for slot in slots.tolist()
+        ],
+    )
     _bars(bars, slots, colors, explanation, i)
     bars.set_title(f"{choice.title}: {style.sample_label(choice.sample)}", fontsize=11.5, loc="left")
     style.stamp(figure, saved)
     return figure
 
 
-def _plane(
-    axes: Axes, slots: Array, pt: Array, phi: Array, colors: list[tuple[float, ...]], e: Explanation, i: int
-) -> None:
-    """Arrows of length pT from the collision point; E_T^miss dashed; names and attributions on the circle around."""
-    radius = _ring(float(pt[slots].max()))
-    free = widest_gap(phi[slots])
+@dataclass(frozen=True)
+class Arrow:
+    """An object in the transverse plane: what stands at its end, pt (GeV), phi, and how it is drawn."""
+
+    name: str
+    pt: float
+    phi: float
+    dashed: bool
+    color: tuple[float, ...]
+
+
+def draw_plane(axes: Axes, arrows: Sequence[Arrow]) -> None:
+    """Arrows of length pT from the collision point; E_T^miss dashed; their names on the circle around."""
+    radius, phi = _ring(max(arrow.pt for arrow in arrows)), np.array([arrow.phi for arrow in arrows])
+    free = widest_gap(phi)
     for share in (0.5, 1.0):
         axes.add_patch(Circle((0, 0), share * radius, fill=False, color="0.82", lw=1))
         label = f"{share * radius:g} GeV"
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         place = (share * radius * np.cos(free), share * radius * np.sin(free))
         axes.text(*place, label, color="0.45", fontsize=8.5, va="center", ha="center", bbox=box)
-    angles = spread(phi[slots], min(_NEAREST, 6 / len(slots)))
-    for slot, angle in zip(slots, angles, strict=True):
-        tip = (float(pt[slot] * np.cos(phi[slot])), float(pt[slot] * np.sin(phi[slot])))
-        dashed = e.events.types[slot] == "met"
-        _arrow(axes, tip, colors[slot], dashed, radius)
+    angles = spread(phi, min(_NEAREST, 6 / len(arrows)))
+    for arrow, angle in zip(arrows, angles, strict=True):
+        tip = (arrow.pt * float(np.cos(arrow.phi)), arrow.pt * float(np.sin(arrow.phi)))
+        _arrow(axes, tip, arrow.color, arrow.dashed, radius)
         place = (1.13 * radius * np.cos(angle), 1.13 * radius * np.sin(angle))
         axes.plot([tip[0], place[0]], [tip[1], place[1]], ":", color="0.6", lw=0.8, zorder=1)
-        _name(axes, place, angle, e, i, int(slot))
+        side = "left" if np.cos(angle) > 0.12 else "right" if np.cos(angle) < -0.12 else "center"
+        height = "bottom" if np.sin(angle) > 0.5 else "top" if np.sin(angle) < -0.5 else "center"
+        axes.text(*place, arrow.name, ha=side, va=height, fontsize=10.5)
     axes.plot(0, 0, "o", color="black", ms=4, zorder=5)
     axes.set_xlim(-1.8 * radius, 1.8 * radius)
     axes.set_ylim(-1.42 * radius, 1.42 * radius)
@@ -95,14 +121,15 @@ def _box(low: float, high: float, half: float) -> Array:
     return np.array([(low, -half), (high, -half), (high, half), (low, half)])
 
 
-def _name(axes: Axes, place: tuple[float, float], angle: float, e: Explanation, i: int, slot: int) -> None:
-    parent = style.parent_label(int(e.events.truth_parent[i, slot]))
-    name = style.object_label(e.events.slots[slot]) + (f" ({parent})" if parent else "")
-    side = "left" if np.cos(angle) > 0.12 else "right" if np.cos(angle) < -0.12 else "center"
-    height = "bottom" if np.sin(angle) > 0.5 else "top" if np.sin(angle) < -0.5 else "center"
+def object_name(slot: str, truth_parent: int) -> str:
+    """An object with its true parent in brackets, where that is known."""
+    parent = style.parent_label(truth_parent)
+    return style.object_label(slot) + (f" ({parent})" if parent else "")
+
+
+def _value(e: Explanation, i: int, slot: int) -> str:
     assert e.error is not None
-    value = plus_minus(float(e.values[i, slot]), float(e.error[i, slot]), signed=True)
-    axes.text(*place, f"{name}\n{value}", ha=side, va=height, fontsize=10.5)
+    return plus_minus(float(e.values[i, slot]), float(e.error[i, slot]), signed=True)
 
 
 def spread(angles: Array, nearest: float) -> Array:

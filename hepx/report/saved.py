@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from hepx.results import (
     kind_of,
 )
 from hepx.results_closure import Closure, MeanAttribution, Usage
+from hepx.results_influence import Influence
 from hepx.results_network import AttentionMap, ExpertReport, Representation, Stability
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ class Saved:
     """The results of a run; None (or empty) where a stage was not run or does not apply to the model.
 
     scores: column -> values [B] of the test events; explanations, group_values, edges, importances: name of the file ->
-    result; responses: observable -> ResponseCurve; varied: METHOD@VARIATION -> Explanation under a variation.
+    result; responses: observable -> ResponseCurve; varied: METHOD@VARIATION -> Explanation under a variation;
+    influences: score of training events -> result; suspects: the list of an audit, as text.
     """
 
     run: Path
@@ -63,6 +65,11 @@ class Saved:
     stability: tuple[Stability, ...]
     validation: dict[str, Any] | None = None
     closure: Closure | None = None
+    audit: dict[str, Any] | None = None
+    suspects: Table | None = None
+    distilled: dict[str, Any] | None = None
+    influence_validation: dict[str, Any] | None = None
+    influences: dict[str, Influence] = field(default_factory=dict)
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -105,6 +112,11 @@ class Saved:
         return self.closure.means if self.closure else []
 
     @property
+    def displays(self) -> list[dict[str, Any]]:
+        """The first suspicious training events."""
+        return list(self.audit["displays"]) if self.audit else []
+
+    @property
     def objects(self) -> Explanation | None:
         """The attribution to objects (values [B, N] that add up to the change of the score)."""
         return self._first(("shapley",), lambda e: e.values.ndim == 2 and e.completeness_error is not None)
@@ -133,6 +145,11 @@ class Saved:
             found["validate.json"] = Provenance(**self.validation["provenance"])
         if self.closure:
             found["closure.json"] = self.closure.provenance
+        if self.audit:
+            found["influence/audit.json"] = Provenance(**self.audit["provenance"])
+        if self.distilled:
+            found["influence/distill.json"] = Provenance(**self.distilled["provenance"])
+        found |= {f"influence/scores/{name}.npz": one.provenance for name, one in self.influences.items()}
         if self.links_provenance:
             found["explain/links.json"] = self.links_provenance
         if self.attention:
@@ -174,6 +191,13 @@ def load_saved(run: Path) -> Saved:
         stability=_load_stability(run / "stability.json"),
         validation=_optional(run / "validate.json", _read_validation),
         closure=_optional(run / "closure.json", Closure.load),
+        audit=_optional(run / "influence" / "audit.json", _read_json),
+        distilled=_optional(run / "influence" / "distill.json", _read_json),
+        suspects=_optional(run / "influence" / "audit.csv", _read_table),
+        influence_validation=_optional(run / "influence" / "validate.json", _read_json),
+        influences={
+            path.stem: Influence.load(path) for path in sorted((run / "influence" / "scores").glob("[!.]*.npz"))
+        },
     )
 
 
@@ -206,6 +230,13 @@ def _read_history(path: Path) -> Table | None:
         header, *lines = list(csv.reader(file))
     rows = [tuple(float(value) for value in line) for line in lines if line]
     return Table(tuple(header), tuple(rows)) if rows else None
+
+
+def _read_table(path: Path) -> Table:
+    """A CSV file as text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *lines = list(csv.reader(file))
+    return Table(tuple(header), tuple(map(tuple, lines)))
 
 
 def _read_scores(path: Path) -> dict[str, Array]:

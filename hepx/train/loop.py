@@ -44,6 +44,7 @@ from hepx.train.losses import (
 )
 from hepx.train.ranks import ALONE, Ranks
 from hepx.train.settings import TrainSettings
+from hepx.train.snapshots import FOLDER, kept_epochs, write_snapshot
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def compiled(model: Model) -> Callable[..., Output]:
     return torch.compile(model)
 
 
-def _learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
+def learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> float:
     """Linear warm-up, then half a cosine to zero or steps."""
     total = settings.epochs * steps_per_epoch
     warmup = max(1, int(settings.warmup * total))
@@ -84,6 +85,25 @@ def _learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> 
     if settings.schedule == "step":
         return settings.lr * settings.step_factor ** (step // (steps_per_epoch * settings.step_epochs))
     return settings.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def draw(
+    mask: Bool[Tensor, "B N"],
+    rows: slice,
+    size: int,
+    moes: Sequence[MixtureOfExperts],
+    settings: TrainSettings,
+    generator: torch.Generator,
+) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
+    """The mask with some objects hidden and the noise of the routers, for the `rows` of a batch of `size` events."""
+    noise, device, num_nodes = None, mask.device, mask.shape[1]
+    if settings.node_dropout:
+        uniform = torch.rand(size, 2 + num_nodes, generator=generator, device=device)
+        mask = hide_objects(mask, settings.node_dropout, uniform[rows])
+    if moes and settings.router_noise:
+        shape = (size, len(moes), num_nodes, moes[0].num_experts)
+        noise = torch.randn(shape, generator=generator, device=device)[rows] * settings.router_noise
+    return mask, noise
 
 
 class _Fit:
@@ -117,7 +137,7 @@ class _Fit:
         self.model.train()
         torch.manual_seed(step_seed(self.seed, self.total_steps, self.ranks.rank))  # of dropout
         for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(self.total_steps, self.steps_per_epoch, settings)
+            group["lr"] = learning_rate(self.total_steps, self.steps_per_epoch, settings)
         mask, noise = self._draw(batch)
         parts, trace = self._losses(batch, mask, noise)
         weight = settings.balance_weight if settings.balance in BALANCE_LOSSES else 0.0
@@ -148,16 +168,8 @@ class _Fit:
     def _draw(self, batch: Batch) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
         """Which objects the model sees and the noise of its routers, drawn for the whole batch: however many processes
         share it, the numbers are the same."""
-        settings, mask, noise = self.settings, batch.events.mask, None
         self.generator.manual_seed(step_seed(self.seed, self.total_steps))
-        device, num_nodes = mask.device, mask.shape[1]
-        if settings.node_dropout:
-            uniform = torch.rand(batch.size, 2 + num_nodes, generator=self.generator, device=device)
-            mask = hide_objects(mask, settings.node_dropout, uniform[batch.rows])
-        if self.moes and settings.router_noise:
-            shape = (batch.size, len(self.moes), num_nodes, self.moes[0].num_experts)
-            noise = torch.randn(shape, generator=self.generator, device=device)[batch.rows] * settings.router_noise
-        return mask, noise
+        return draw(batch.events.mask, batch.rows, batch.size, self.moes, self.settings, self.generator)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -205,6 +217,7 @@ class _Fit:
             "step": self.step,
             "sums": self.sums,
             "history": [vars(epoch) for epoch in self.history],
+            "snapshots": self.settings.snapshots,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -274,12 +287,22 @@ def _start(state: _Fit, folder: Path) -> None:
     """Go on from the saved state if there is one; all processes begin alike."""
     if state.ranks.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(".*"):
+        for path in [*folder.glob(".*"), *(folder / FOLDER).glob(".*")]:
             path.unlink()  # half files of a killed process
     if state.ranks.from_first((folder / "last.pt").exists()):
-        state.restore(torch.load(folder / "last.pt", weights_only=True, map_location="cpu"))
-        log.info("training goes on after epoch %d, step %d", len(state.history), state.step)
+        _go_on(state, torch.load(folder / "last.pt", weights_only=True, map_location="cpu"))
+    if state.ranks.is_first and not (state.settings.snapshots and state.history):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
     state.ranks.copy_first([*state.model.state_dict().values(), *state.kept.state_dict().values()])
+
+
+def _go_on(state: _Fit, saved: dict[str, Any]) -> None:
+    """Take up a saved state, unless it is of a training that kept other snapshots: those cannot be made good."""
+    if state.settings.snapshots not in (0, saved.get("snapshots", 0)):
+        log.info("training starts again, to the same weights, for the snapshots that are wanted now")
+        return
+    state.restore(saved)
+    log.info("training goes on after epoch %d, step %d", len(state.history), state.step)
 
 
 def _epochs(state: _Fit, folder: Path, report: Report) -> None:
@@ -310,6 +333,7 @@ def _steps(state: _Fit, folder: Path, advance: Advance, stop: Callable[[], bool]
         _save_weights(state, folder)
     log.debug("%s", state.history[-1])
     report(state.history)
+    _save_snapshot(state, folder)
     _save(state, folder)
     return not state.ranks.any(stop())[0]
 
@@ -325,6 +349,15 @@ def _save_weights(state: _Fit, folder: Path) -> None:
         weights = {name: tensor.contiguous() for name, tensor in state.kept.state_dict().items()}
         with files.atomic(folder / "best.safetensors") as temporary:
             save_file(weights, temporary)
+
+
+def _save_snapshot(state: _Fit, folder: Path) -> None:
+    """Keep the weights of this epoch if it is one of those wanted, or the last."""
+    settings, epoch = state.settings, len(state.history)
+    if not state.ranks.is_first or not settings.snapshots:
+        return
+    if epoch in kept_epochs(settings.epochs, settings.snapshots) or _stopped(state.history, settings.patience):
+        write_snapshot(folder / FOLDER, epoch, state.history[-1].lr, state.kept.state_dict())
 
 
 def _stopped(history: list[Epoch], patience: int) -> bool:

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from hepx.config import Settings
 
-NEUTRAL = frozenset({"checkpoint_seconds", "checkpoint_steps", "keep", "memory_gb", "track", "source"})
+NEUTRAL = frozenset({"checkpoint_seconds", "checkpoint_steps", "keep", "memory_gb", "track", "source", "snapshots"})
 """Settings that decide nothing about the result: a training may go on with other ones. (Of the source it is the
 weights that decide, not where they lie.)"""
 
@@ -26,7 +26,8 @@ class TrainSettings(Settings):
     removing an object by its mask is a fair question (arXiv:2107.07436).
 
     checkpoint_seconds, checkpoint_steps: the state is saved when so much time has passed or so many steps are done
-    since the last time (null: never for this reason), and at the end of every epoch.
+    since the last time (null: never for this reason), and at the end of every epoch. snapshots: weights of so many
+    epochs, evenly spread, are kept in checkpoints/snapshots, from which `hepx influence` works; the last one included.
 
     keep: where the training events are: `device` if they fill at most half of its free memory, else `host` (page-locked
     copies run ahead), else `disk` (streamed; memory does not grow with the number of events). Their order, and so the
@@ -65,6 +66,7 @@ class TrainSettings(Settings):
     node_dropout: float = Field(default=0.0, ge=0, le=1)
     checkpoint_seconds: float | None = Field(default=60.0, ge=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
+    snapshots: int = Field(default=0, ge=0)
     keep: Literal["auto", "device", "host", "disk"] = "auto"
     memory_gb: float | None = Field(default=None, gt=0)
     validation_events: int = Field(default=500_000, ge=1)

@@ -1,8 +1,9 @@
 """Speed of the model against the published formulation, of the same weights on the same events in one run.
 
-`python tests/benchmarks/bench_models.py [--quick]`. One thread; the contestants take turns, the medians of their times
-are compared. The published formulation: all nodes of a batch in one list, one dense adjacency for the whole batch, a
-loop over experts, the smooth load of each. Ratios mean something, absolute times do not.
+`python tests/benchmarks/bench_models.py [--quick] [--compile]`. One thread; the contestants take turns, the medians of
+their times are compared. The published formulation: all nodes of a batch in one list, one dense adjacency for the whole
+batch, a loop over experts, the smooth load of each. Ratios mean something, absolute times do not. --compile measures
+torch.compile and bfloat16 instead (minutes to compile; needs a C++ compiler).
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from torch import nn
 from torch.nn import functional
 
 from hepx.graph import GraphBatch
-from hepx.models import Model, build_model
+from hepx.models import Model, Output, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.layers import MixtureOfExperts
 from hepx.models.paper import PaperMGTSettings
 from hepx.planted import toy_graphs
 from hepx.train import cv2_loss
+from hepx.train.loop import compiled
 
 SLOTS = [0, 1, 2, 0, 1, 3, 4]  # the published table lists the b-jets twice: 6 or 7 nodes
 PAPER = {"dim": 80, "num_layers": 2, "num_heads": 2, "num_experts": 6, "expert_dim": 20, "top_k": 2}
@@ -157,16 +159,22 @@ def inference(model: nn.Module, call: Callable[[], object]) -> Callable[[], None
     return step
 
 
-def hepx_work(model: Model, graphs: GraphBatch) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Training step and inference of a model of the package."""
+def hepx_work(
+    model: Model, graphs: GraphBatch, fused: bool = False, bfloat16: bool = False
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Training step and inference of a model of the package, as `train.compile` and `train.precision` do them."""
     moe = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+    forward = compiled(model) if fused else model
+
+    def call(noise: torch.Tensor | None = None) -> Output:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            return forward(graphs.x, graphs.mask, graphs.node_type, noise=noise)
 
     def loss() -> torch.Tensor:
-        noise = torch.randn(len(graphs), len(moe), graphs.mask.shape[1], moe[0].num_experts)
-        logits, trace = model(graphs.x, graphs.mask, graphs.node_type, noise=noise)
-        return functional.cross_entropy(logits, graphs.y) + cv2_loss(trace, graphs.mask)
+        logits, trace = call(torch.randn(len(graphs), len(moe), graphs.mask.shape[1], moe[0].num_experts))
+        return functional.cross_entropy(logits.float(), graphs.y) + cv2_loss(trace, graphs.mask)
 
-    return training_step(model, loss), inference(model, lambda: model(graphs.x, graphs.mask, graphs.node_type))
+    return training_step(model, loss), inference(model, call)
 
 
 def published_work(graphs: GraphBatch, nodes: torch.Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -230,6 +238,29 @@ def cost_per_event(rounds: int) -> None:
         print(f"cost per event, {name}:", "  ".join(f"{size}: {cost[size] / cost['1024']:.2f}" for size in cost))
 
 
+def fused_and_narrow(size: int, rounds: int) -> None:
+    """torch.compile and bfloat16 against float32 as it is, and against the bare products in float32."""
+    graphs, table = seven_nodes(size), torch.randn(size, 7, 12)
+    bare = BareProducts()
+    train = {"floor": training_step(bare, lambda: bare(table).square().mean())}
+    infer = {"floor": inference(bare, lambda: bare(table))}
+    kinds = {
+        "float32": {},
+        "compiled": {"fused": True},
+        "bfloat16": {"bfloat16": True},
+        "both": {"fused": True, "bfloat16": True},
+    }
+    for name, kind in kinds.items():
+        train[name], infer[name] = hepx_work(paper_size(graphs)["paper"], graphs, **kind)
+    t, i = medians(train, rounds), medians(infer, rounds)
+    for name in kinds:
+        print(
+            f"{size:>6} {name:>8} {t['float32'] / t[name]:>9.2f}x {i['float32'] / i[name]:>9.2f}x "
+            f"{t['floor'] / t[name]:>15.2f} {i['floor'] / i[name]:>16.2f}",
+            flush=True,
+        )
+
+
 def expert_paths(rounds: int) -> None:
     """Each expert on its own nodes against all experts on all nodes, forward and backward of the layer."""
     for dim, expert_dim in ((80, 20), (256, 128)):
@@ -258,8 +289,13 @@ def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="batch 500 only, fewer rounds")
-    quick = parser.parse_args().quick
+    parser.add_argument("--compile", action="store_true", help="torch.compile and bfloat16 instead")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     torch.set_num_threads(1)
+    if arguments.compile:
+        fused_and_narrow(500, 5)
+        return
     against_published([500] if quick else [500, 1024, 2048], 3 if quick else 5)
     expert_paths(3 if quick else 7)
     if not quick:

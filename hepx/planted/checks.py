@@ -1,0 +1,139 @@
+"""Facts that must hold besides the table of the methods: negative controls have learned nothing, a suppressor gets
+weight although it tells nothing, experts and error bands are what they are known to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from hepx import metrics
+from hepx.attribution import explain
+from hepx.attribution.shapley import Shapley
+from hepx.graph import RAW_FEATURES
+from hepx.models import predict
+from hepx.planted import experts, systematics
+from hepx.planted.bayes import Gate
+from hepx.planted.cases import CONTROLS, Case, trained
+from hepx.planted.judge import EXACT, Check, Criterion, Measures
+from hepx.results import Array, Explanation, Provenance
+
+IGNORANT = 8  # untrained networks: how far from ½ is the AUC of a network that has learned nothing?
+CHANCE = 0.01  # that a control fails although all is well, for each fact
+ABOVE_CHANCE = 0.25  # relevance mass of a network that has learned nothing, beyond the share of the true objects
+MOST = 3000  # events in which experts are looked at
+WEIGHT = Criterion(0.10)  # of a suppressor
+NORMAL = 2.576  # standard deviations of a 99 % interval
+
+Ask = Callable[[], list[Check]]
+
+
+def checks_of(case: Case, gate: Gate | None, rows: Mapping[str, Measures]) -> Iterator[tuple[str, Ask]]:
+    """Names of the facts that this case has to be asked for, and how to ask. rows: method -> its measures."""
+    if case.network in CONTROLS and gate is not None:
+        yield "control", lambda: list(control_checks(case, gate, rows))
+    if case.network != "trained":
+        return
+    if case.mechanism.shortcut:
+        yield "shortcut", lambda: [shortcut_check(case, rows)]
+    if case.mechanism.suppressor:
+        yield "suppressor", lambda: list(suppressor_checks(case))
+    if case.name == experts.MECHANISM:
+        for name in experts.EXPERT_CASES:
+            yield f"experts-{name}", lambda name=name: _of_experts(case, name)  # type: ignore[misc]
+    if case.name == systematics.MECHANISM:
+        yield "systematics", lambda: _of_systematics(case)
+
+
+def asked(case: Case, name: str, ask: Ask) -> list[Check]:
+    """The facts, from the folder of the case if they are there already."""
+    return [Check(**values) for values in case.kept(f"check-{name}", lambda: [asdict(check) for check in ask()])]
+
+
+def control_checks(case: Case, gate: Gate, rows: Mapping[str, Measures]) -> Iterator[Check]:
+    """Nothing was learned: of labels shuffled alike; of the mechanism; and the attributions do not know the truth."""
+    level, name = case.mechanism.level, f"{case.name}, {case.network}"
+    test = case.events[1]
+    if case.network == "shuffled":
+        score = predict(case.model, test).double().numpy()
+        auc, error = _auc(test.y.numpy(), score, test.weight.double().numpy(), case.settings.seed)
+        yield _half(level, name, "AUC of other events with labels shuffled alike", auc, error, NORMAL)
+    what = f"AUC with the labels of the mechanism; error: rms distance from ½ of {IGNORANT} untrained networks"
+    yield _half(level, name, what, gate.auc, gate.error, float(student_t.ppf(1 - CHANCE / 2, IGNORANT)))
+    if "shapley" in rows and rows["shapley"].mass is not None:
+        truth, mask = case.mechanism.relevant(test).numpy(), test.mask.numpy()
+        chance = float(np.average(truth.sum(1) / mask.sum(1), weights=test.weight.double().numpy()))
+        bound = Criterion(round(chance + ABOVE_CHANCE, 3), at_least=False)
+        value = rows["shapley"].mass
+        what = f"relevance mass of the exact Shapley values: at most the share of the true objects + {ABOVE_CHANCE:g}"
+        yield Check(level, name, "shapley", what, value, None, str(bound), bound.met(value))
+
+
+def _half(level: int, case: str, what: str, auc: float, error: float, limit: float) -> Check:
+    return Check(level, case, "control", what, auc, error, f"½ within {limit:.1f} σ", abs(auc - 0.5) <= limit * error)
+
+
+def _auc(y: Array, score: Array, weight: Array, seed: int) -> tuple[float, float]:
+    return metrics.auc(y, score, weight), float(metrics.bootstrap_auc(y, score, weight, 200, seed).std())
+
+
+def shortcut_check(case: Case, rows: Mapping[str, Measures]) -> Check:
+    """The leak is reported as a shortcut: the exact methods, of all that explain features, have it as the strongest."""
+    found = {name: measures.shortcut for name, measures in rows.items() if measures.shortcut is not None}
+    blind = [name for name, value in found.items() if value < 1]
+    share = 1 - len(blind) / len(found) if found else None
+    what = f"{case.mechanism.shortcut} is a shortcut: share of the methods that have it as the strongest feature"
+    passed = bool(found) and not set(blind) & set(EXACT)
+    text = f"not {', '.join(blind)}" if blind else ""
+    return Check(
+        case.mechanism.level, case.name, "shortcut", what, share, None, "the exact ones", passed, text.replace("_", " ")
+    )
+
+
+def suppressor_checks(case: Case) -> Iterator[Check]:
+    """A suppressor tells nothing of the class by itself (so its class-conditional association, and the pattern of Haufe
+    et al. 2014, is none), but the best classifier needs it: Shapley values give it weight (arXiv:2111.07473)."""
+    slot, _, feature = case.mechanism.suppressor.partition(".")
+    test, index = case.events[1], case.base.test.layout.slots.index(slot)
+    present = test[test.mask[:, index]]
+    values = present.x[:, index, list(RAW_FEATURES).index(feature)].double().numpy()
+    auc, error = _auc(present.y.numpy(), values, present.weight.double().numpy(), case.settings.seed)
+    name = case.mechanism.suppressor
+    yield replace(
+        _half(case.mechanism.level, case.name, f"{name} alone: AUC with the class", auc, error, NORMAL),
+        analysis="association",
+    )
+    number = min(len(present), case.settings.explained)
+    subject = replace(case.subject(case.model, 1), graphs=present[:number])
+    provenance = Provenance("shapley", {}, "", "", "", case.settings.seed, "", "", "cpu")
+    found = explain(Shapley(draws=case.settings.draws), subject, provenance)
+    assert isinstance(found, Explanation)
+    size, weight = np.abs(found.values), subject.graphs.weight.double().numpy()
+    share = float((weight * size[:, index] / size.sum(1)).sum() / weight.sum())
+    what = f"{slot}: share of Σ|φ| in events that have it"
+    yield Check(case.mechanism.level, case.name, "shapley", what, share, None, str(WEIGHT), WEIGHT.met(share))
+
+
+def _of_experts(case: Case, name: str) -> list[Check]:
+    setting = experts.Setting(
+        graphs=case.events[1][:MOST],
+        trained=case.model,
+        untrained=[case.fresh, *case.fresh_networks(3)],
+        shuffled=case.beside("shuffled").model,
+        seed=case.settings.seed,
+    )
+    return experts.expert_checks(name, setting)
+
+
+def _of_systematics(case: Case) -> list[Check]:
+    train, settings = case.events[0], case.settings
+    networks = []
+    for i in range(1, systematics.NETWORKS + 1):
+        sample = systematics.bootstrap_sample(train, settings.seed + i)
+        folder = case.folder / f"bootstrap-{i}"
+        networks.append(trained(sample, settings, 1.0, settings.seed + i, folder))
+    subject = case.subject(case.model, settings.explained)
+    truth = case.mechanism.relevant(subject.graphs).numpy()
+    return list(systematics.systematics_checks(networks, case.bayes, subject, truth, settings.draws))
