@@ -1,0 +1,254 @@
+"""Speed of exact Shapley values and of integrated gradients against captum and PyG, on one model and the same donors.
+
+`python tests/benchmarks/bench_explain.py [--quick]`. One thread, CPU time. captum is called as its documentation shows:
+ShapleyValues one event and one donor at a time, IntegratedGradients on the whole batch with the fewest nodes that make
+it as accurate as hepx (root mean square error against 4096 nodes on every path, in pieces; that of 300 nodes on the
+whole path is printed beside it); PyG's CaptumExplainer one graph at a time with so many nodes. The network is trained:
+random ones have fewer kinks. What is linear (donors, graphs) is measured on a few and scaled. Memory: the peak of
+a process that explains so many events and of one with ten times as many. Ratios mean something, times do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench_models import seven_nodes
+from captum.attr import IntegratedGradients as CaptumIntegratedGradients
+from captum.attr import ShapleyValues
+from torch import nn
+from torch_geometric.explain import CaptumExplainer, Explainer
+
+from hepx.attribution import METHODS, Subject, explain_blocks, merge_blocks
+from hepx.attribution.baselines import Pattern, draw, patterns
+from hepx.attribution.gradients import Paths, score_function
+from hepx.attribution.integrated_gradients import IntegratedGradients, path_integral, piece_integral
+from hepx.attribution.shapley import Shapley
+from hepx.graph import GraphBatch
+from hepx.kinematics import add, cartesian, mass
+from hepx.models import Model, build_model
+from hepx.models.graph_transformer import MoEGraphTransformerSettings
+from hepx.results import Provenance
+from hepx.train import TrainSettings, fit
+
+SIZES = {"quickstart": {"dim": 64, "expert_dim": 32, "num_heads": 4}, "small": {"dim": 32, "expert_dim": 16}}
+WHERE = Provenance("bench", {}, "", "", "", 1, "", "", "cpu")
+DONORS = 16
+ROWS_AT_ONCE = 16_384  # of captum: more need several GB
+
+
+def seven_objects(num_events: int) -> GraphBatch:
+    """Toy events of seven different objects, all present: two b-jets, three jets, a lepton, E_T^miss."""
+    graphs = seven_nodes(8 * num_events)
+    graphs = graphs[graphs.mask.all(1)][:num_events]
+    assert len(graphs) == num_events
+    x = graphs.x.clone()
+    x[:, 3:5, 0] *= 0.6  # the copies of the b-jets become softer jets elsewhere
+    x[:, 3:5, 1] += 0.7
+    return replace(graphs, x=x, object_index=torch.arange(7, dtype=torch.int16).expand(num_events, 7).contiguous())
+
+
+@cache
+def trained(size: str) -> Model:
+    """A network trained for a few epochs on a noisy peak in m_bb."""
+    graphs = seven_objects(3000)
+    objects = (cartesian(*graphs.x[:, i, :4].double().numpy().T) for i in (0, 1))
+    peak = torch.from_numpy(np.abs(mass(add(*objects)) - 120) < 40)
+    graphs = replace(graphs, y=(peak ^ (torch.rand(len(graphs)) < 0.1)).long())
+    model = build_model(MoEGraphTransformerSettings(**SIZES[size], dropout=0.0), graphs.layout, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(model, graphs[:2500], graphs[2500:], TrainSettings(epochs=6, batch_size=250, lr=3e-3), 1, Path(folder))
+    return model.eval()
+
+
+def subject_of(graphs: GraphBatch, model: Model) -> Subject:
+    """All events explained, all of them donors."""
+    return Subject(model, model, graphs, replace(graphs, y=torch.zeros_like(graphs.y)), 1, 7)
+
+
+def seconds(work: Callable[[], object], rounds: int = 3) -> float:
+    """Least CPU time of a few rounds: other work on the machine only adds."""
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+# Shapley values ---------------------------------------------------------------------------------------------------
+
+
+def shapley(size: str, rounds: int) -> None:
+    """Values, all interactions and Faith-Shap against captum's values alone."""
+    graphs, model = seven_objects(64), trained(size)
+    subject, method = subject_of(graphs, model), Shapley(draws=DONORS)
+    ours = seconds(lambda: method.explain(subject, WHERE), rounds) / len(graphs)
+    one, pattern = graphs[:1], next(iter(patterns(graphs, subject.baseline)))
+    donor = draw(pattern, one, 1, 7)[:, 0]
+    score, groups = score_function(model, 1), torch.arange(7)[None, :, None].expand_as(one.x).contiguous()
+
+    def captum() -> torch.Tensor:
+        arguments = (one.mask, one.node_type)
+        with torch.no_grad():
+            return ShapleyValues(score).attribute(one.x, donor, feature_mask=groups, additional_forward_args=arguments)
+
+    peer = seconds(captum, 1) * DONORS
+    print(
+        f"shapley, {size}, 7 objects, {DONORS} donors: {1 / ours:.0f} events/s, "
+        f"{peer / ours:.0f}x captum.ShapleyValues (one event, one donor measured)"
+    )
+
+
+# Integrated gradients ---------------------------------------------------------------------------------------------
+
+
+def relative(values: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square difference over that of the exact values."""
+    return float((values - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+class Peers:
+    """The same paths for hepx and captum: events [B], one donor each, routing of the event kept."""
+
+    def __init__(self, size: str, num_events: int) -> None:
+        graphs = seven_objects(num_events)
+        self.subject = subject_of(graphs, trained(size))
+        self.method = IntegratedGradients(draws=2, force=True)
+        pattern: Pattern = next(iter(patterns(graphs, self.subject.baseline)))
+        self.paths = Paths(self.method, self.subject, pattern, graphs)
+        self.rows = torch.arange(num_events * self.paths.draws)
+        self.x = self.paths.x.repeat_interleave(self.paths.draws, 0)
+        self.start = self.paths.start.flatten(0, 1)
+        self.extra = tuple(tensor.repeat_interleave(self.paths.draws, 0) for tensor in self.paths.extra)
+        low = torch.zeros(len(self.rows), dtype=torch.float64)
+        pieces = (piece_integral(self.paths, self.rows, low + i / 128, 1 / 128, 32)[0] for i in range(128))
+        self.exact = torch.stack(list(pieces)).sum(0)
+
+    def ours(self) -> torch.Tensor:
+        """As `IntegratedGradients` does it."""
+        end, starts = self.paths.ends()
+        last = end.repeat_interleave(self.paths.draws)
+        return self.method._integrate(self.paths, starts.flatten(), last).flatten(0, 1)
+
+    def captum(self, steps: int, number: int) -> torch.Tensor:
+        """All rows of a few paths at once, Gauss–Legendre nodes as is captum's default."""
+        found: torch.Tensor = CaptumIntegratedGradients(self.paths.score).attribute(
+            self.x[:number],
+            self.start[:number],
+            n_steps=steps,
+            additional_forward_args=tuple(tensor[:number] for tensor in self.extra),
+        )
+        return found.detach().double()
+
+    def pyg(self, steps: int, number: int) -> None:
+        """CaptumExplainer on single graphs."""
+        slots = self.x.shape[1]
+        edges = torch.cartesian_prod(torch.arange(slots), torch.arange(slots)).T
+        config = {"mode": "regression", "task_level": "graph", "return_type": "raw"}
+        for i in range(number):
+            graph = OneGraph(self.paths.score, tuple(tensor[i : i + 1] for tensor in self.extra))
+            algorithm = CaptumExplainer("IntegratedGradients", n_steps=steps, baselines=self.start[i : i + 1])
+            explainer = Explainer(
+                graph, algorithm, explanation_type="model", node_mask_type="attributes", model_config=config
+            )
+            explainer(self.x[i], edges)
+
+
+class OneGraph(nn.Module):
+    """The score of one event as PyG calls a model."""
+
+    def __init__(self, score: Callable[..., torch.Tensor], extra: tuple[torch.Tensor, ...]) -> None:
+        super().__init__()
+        self.score, self.extra = score, extra
+
+    def forward(self, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        """Score [1, 1] of the nodes [n, F]."""
+        return self.score(x[None], *self.extra)[:, None]
+
+
+def integrated_gradients(size: str, num_events: int, rounds: int) -> None:
+    """hepx against captum with the fewest nodes that are as accurate, and against PyG with so many."""
+    peers = Peers(size, num_events)
+    error = relative(peers.ours(), peers.exact)
+    coarse = relative(path_integral(peers.paths, peers.rows, 300), peers.exact)
+    for steps in (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048):
+        theirs = relative(path_integral(peers.paths, peers.rows, steps), peers.exact)  # the same rule as captum's
+        if theirs <= error:
+            break
+    ours, total = seconds(peers.ours, rounds), len(peers.rows)
+    some = max(1, min(total, ROWS_AT_ONCE // steps))
+    check = path_integral(peers.paths, peers.rows[:some], steps)
+    assert relative(peers.captum(steps, some), check) < 1e-3
+    captum = seconds(lambda: peers.captum(steps, some), rounds) * total / some
+    default = seconds(lambda: peers.captum(50, total), rounds)
+    pyg = seconds(lambda: peers.pyg(steps, 2), 1) / 2 * total
+    print(
+        f"integrated gradients, {size}, 7 objects, {total} paths: error {error:.4f} (of 300 nodes: {coarse:.4f}), "
+        f"{total / ours:.0f} paths/s; captum needs {steps} nodes (error {theirs:.4f}): {captum / ours:.1f}x; its "
+        f"default of 50 (error {relative(peers.captum(50, total), peers.exact):.4f}): {default / ours:.1f}x; "
+        f"PyG CaptumExplainer, {steps} nodes: {pyg / ours:.0f}x"
+    )
+
+
+# Memory -----------------------------------------------------------------------------------------------------------
+
+
+def peak(method: str, num_events: int) -> None:
+    """Explain and join so many events, in blocks; print the peak memory of this process in MB."""
+    torch.set_num_threads(1)
+    graphs = seven_objects(128)
+    many = graphs[torch.arange(num_events) % len(graphs)]
+    many = replace(many, event_id=torch.arange(num_events))
+    subject = replace(subject_of(graphs, trained("small")), graphs=many)
+    chosen = METHODS[method](draws=4, **({"force": True} if method == "integrated_gradients" else {}))
+    with tempfile.TemporaryDirectory() as folder:
+        explain_blocks(chosen, subject, WHERE, Path(folder))
+        merge_blocks(chosen, num_events, Path(folder))
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent of a fork
+    print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)  # type: ignore[index]
+
+
+def memory(num_events: int) -> None:
+    """Peak memory of two processes."""
+    for method in ("shapley", "integrated_gradients"):
+        found = []
+        for factor in (1, 10):
+            command = [sys.executable, __file__, "--peak", method, str(factor * num_events)]
+            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        print(
+            f"memory, {method}: {found[0]:.0f} MB for {num_events} events, {found[1]:.0f} MB for {10 * num_events}: "
+            f"{found[1] / found[0]:.2f}x"
+        )
+
+
+def main() -> None:
+    """Run all parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer paths and rounds")
+    parser.add_argument("--peak", nargs=2, metavar=("METHOD", "EVENTS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak:
+        peak(options.peak[0], int(options.peak[1]))
+        return
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - captum draws from it
+    for size in SIZES:
+        shapley(size, 2 if options.quick else 5)
+        integrated_gradients(size, 20 if options.quick else 40, 1 if options.quick else 3)
+    memory(100 if options.quick else 300)
+
+
+if __name__ == "__main__":
+    main()
