@@ -471,6 +471,7 @@ def distill(
     order: Annotated[
         list[str] | None, typer.Option("--order", metavar="highest|lowest", help="Only drop this end of the ranking.")
     ] = None,
+    sets: Annotated[int, typer.Option("--sets", help="Random removals beside every score.")] = 4,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Of the full training; else as in the run.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that train.")] = 1,
 ) -> None:
@@ -480,7 +481,12 @@ def distill(
     from hepx.notebook import open_run
 
     trained, scores = open_run(run), score or ["tracin"]
-    settings: dict[str, Any] = {"fractions": fractions.split(","), "seeds": read_seeds(seeds), "epochs": epochs}
+    settings: dict[str, Any] = {
+        "fractions": fractions.split(","),
+        "seeds": read_seeds(seeds),
+        "sets": sets,
+        "epochs": epochs,
+    }
     settings |= {"orders": order} if order else {}
     with _resumable("where it stopped"):
         found = trained.distill(scores, workers=workers, **settings)
