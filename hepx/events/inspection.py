@@ -120,15 +120,16 @@ def describe(report: FileReport) -> list[str]:
     lines += [f"tree '{name}': {problem}" for name, problem in report.unreadable.items()]
     for fit in report.fits:
         lines += _describe_fit(fit)
-    return [*lines, _advice(report)]
+    return lines + _advice(report)
 
 
-def _advice(report: FileReport) -> str:
-    """What to do next."""
+def _advice(report: FileReport) -> list[str]:
+    """What to do next; who asked for one schema knows it."""
     fitting = [fit.schema for fit in report.fits if not fit.problem]
     if fitting:
-        return f"in a config: data.schema: {fitting[0]}"
-    return f"no schema fits: hepx inspect {report.path} --write-schema my.yaml writes one to fill in"
+        return [f"in a config: data.schema: {fitting[0]}"]
+    advice = f"no schema fits: hepx inspect {report.path} --write-schema my.yaml writes one to fill in"
+    return [advice] if len(report.fits) > 1 else []
 
 
 def _describe_fit(fit: Fit) -> list[str]:
