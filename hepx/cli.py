@@ -56,7 +56,9 @@ influence_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Which training events made the network what it is? `hepx influence RUN`; and is the answer right?",
+    help="Which training events made the network what it is, and is the answer right?",
+    epilog="Examples:\n\n  hepx influence runs/quickstart        the same as hepx influence scores runs/quickstart\n\n"
+    "  hepx influence scores --help",
 )
 app.add_typer(influence_app, name="influence")
 
@@ -469,6 +471,7 @@ def distill(
     order: Annotated[
         list[str] | None, typer.Option("--order", metavar="highest|lowest", help="Only drop this end of the ranking.")
     ] = None,
+    sets: Annotated[int, typer.Option("--sets", help="Random removals beside every score.")] = 4,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Of the full training; else as in the run.")] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that train.")] = 1,
 ) -> None:
@@ -478,7 +481,12 @@ def distill(
     from hepx.notebook import open_run
 
     trained, scores = open_run(run), score or ["tracin"]
-    settings: dict[str, Any] = {"fractions": fractions.split(","), "seeds": read_seeds(seeds), "epochs": epochs}
+    settings: dict[str, Any] = {
+        "fractions": fractions.split(","),
+        "seeds": read_seeds(seeds),
+        "sets": sets,
+        "epochs": epochs,
+    }
     settings |= {"orders": order} if order else {}
     with _resumable("where it stopped"):
         found = trained.distill(scores, workers=workers, **settings)

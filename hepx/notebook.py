@@ -54,7 +54,7 @@ from hepx.results import (
 from hepx.results_influence import Influence
 from hepx.run import Run
 from hepx.settings import RunSettings
-from hepx.train import load_weights, refuse_training_events, training_weights
+from hepx.train import freeze, load_weights, refuse_training_events, training_weights
 
 log = logging.getLogger(__name__)
 
@@ -276,10 +276,11 @@ class Trained:
         return Question(made, self._task(graphs, others, cache), query, grouping, self.run.provenance(score, asked))
 
     def _task(self, query: GraphBatch, others: tuple[Path, ...] = (), cache: Path | None = None) -> Task:
-        """The training of this run, asked about some events."""
-        folder = self.run.folder / "checkpoints"
+        """The training of this run, asked about some events; what was frozen has learned nothing from any."""
+        folder, model = self.run.folder / "checkpoints", self.run.model()
+        freeze(model, self.settings.train.freeze, self.settings.train.trainable_layers)
         return Task(
-            model=self.model,
+            model=model,
             trained=folder / "best.safetensors",
             snapshots=read_snapshots(folder),
             train=self.train,

@@ -140,11 +140,15 @@ def _every(graphs: GraphBatch, grouping: Grouping) -> Iterator[tuple[str, str, A
 
 
 def _bins(name: str, values: Array) -> Iterator[tuple[str, str, Array]]:
-    """Bins of equal numbers of events; the outermost reach to the ends. Undefined values are in none."""
+    """Bins of equal numbers of events, the outermost open. Undefined values are in none."""
     edges = np.unique(np.nanquantile(values, np.linspace(0, 1, NUM_BINS + 1)))
-    for low, high in pairwise(edges):
-        last = high == edges[-1]
-        yield name, f"{low:.4g} – {high:.4g}", (values >= low) & ((values <= high) if last else (values < high))
+    low, *inner, high = (f"{edge:.0f}" if edge >= 100 else f"{edge:.3g}" for edge in edges)
+    names = (
+        [f"below {inner[0]}", *map(" – ".join, pairwise(inner)), f"above {inner[-1]}"] if inner else [f"{low} – {high}"]
+    )
+    edges[-1] = np.inf
+    for text, (start, end) in zip(names, pairwise(edges), strict=True):
+        yield name, text, (values >= start) & (values < end)
 
 
 def _sums(inside: Array, mean: Array | None) -> dict[str, Any]:

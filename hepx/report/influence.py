@@ -69,7 +69,7 @@ def _own(saved: Saved, found: Influence) -> Canvas:
     axes.set_xscale("log" if logarithmic else "linear")
     axes.set_xlim(centres[0], centres[-1])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"{_own_label(found.score)}  [arbitrary unit]")
+    axes.set_xlabel(_own_label(found.score))
     axes.set_ylabel("Share of the training events")
     axes.legend(frameon=False)
     style.stamp(figure, saved)
@@ -77,13 +77,14 @@ def _own(saved: Saved, found: Influence) -> Canvas:
 
 
 def _own_label(name: str) -> str:
-    own = {
-        "tracin": "Self-influence (TracIn)",
-        "trak": "Effect on itself (TRAK)",
-        "last_layer": "Self-influence, last layer",
+    influences = {
+        "tracin": "Self-influence, TracIn",
+        "trak": "Effect on itself, TRAK",
+        "last_layer": "Self-influence, TracIn of the last layer",
+        "grad_dot": "Squared gradient of the weighted loss",
     }
-    text = own.get(name, score_name(name))
-    return text[0].upper() + text[1:]
+    text = score_name(name)
+    return f"{influences[name]}  [arbitrary unit]" if name in influences else text[0].upper() + text[1:]
 
 
 def _groups(saved: Saved, found: Influence) -> Canvas:
@@ -102,6 +103,7 @@ def _groups(saved: Saved, found: Influence) -> Canvas:
         _panel(axes, found, [kinds[i] for i in half], unit, rows)
     for axes in panels:
         axes.set_xlabel("Influence on the queries  [share]")
+        axes.margins(x=0.06)
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper right", ncols=2, frameon=False, fontsize=9.5)
     style.stamp(figure, saved, f"{score_name(found.score)}, {len(found.events)} queries")
@@ -150,9 +152,13 @@ def _panel(axes: Axes, found: Influence, kinds: list[str], unit: float, rows: in
 
 
 def _kind_label(kind: str, found: Influence) -> str:
-    names = {"sample": "Process", "signal point": "Signal point", "region": "Region", "weight": "Event weight"}
+    names = {"sample": "Process", "region": "Region", "weight": "Event weight"}
     if kind in names:
         return names[kind]
+    if kind == "signal point":
+        first = found.group[found.by.index(kind)]
+        of = ", ".join(style.observable_label(part.split(" = ")[0]) for part in first.split(", "))
+        return f"Signal point ({of})"
     units = dict(zip(found.events.observable_names, found.events.observable_units, strict=True))
     return style.with_unit(style.observable_label(kind), units.get(kind, ""))
 
