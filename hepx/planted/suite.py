@@ -37,7 +37,8 @@ PERMUTED = 10  # times as many events for permutation importance: one number for
 class Row:
     """One line of the table. verdict: pass, fail, refused (its own gate), not possible (the network has no such thing),
     not judged (no criterion, or the network missed the gate), observation (attention); a control is judged too, and
-    must not pass. note: why there is no result, or what may be said of it. milliseconds: per event."""
+    must not pass. note: why there is no result, or what may be said of it. milliseconds: of processor
+    time per event."""
 
     mechanism: str
     level: int
@@ -210,13 +211,13 @@ _R = TypeVar("_R")
 
 
 def _timed(run: Callable[[], _R], number: int) -> tuple[_R, float] | str:
-    """A result and its milliseconds per event, or why it is not to be had."""
-    start = time.perf_counter()
+    """A result and its milliseconds of processor time per event (others may use the machine), or why there is none."""
+    start = time.process_time()
     try:
         result = run()
     except (ConfigError, ResultError) as error:
         return str(error)
-    return result, 1000 * (time.perf_counter() - start) / number
+    return result, 1000 * (time.process_time() - start) / number
 
 
 def _reference(case: Case, ideal: Subject, draws: int) -> Result:
