@@ -34,6 +34,7 @@ from hepx.results import (
     ResponseCurve,
 )
 from hepx.results_closure import Closure, Fidelity, MeanAttribution, Ranking, Separation, Usage
+from hepx.results_influence import Influence
 from hepx.results_network import (
     AttentionMap,
     Dictionary,
@@ -563,6 +564,44 @@ data:
 """
 
 
+def make_influence(events: EventTable, rng: np.random.Generator) -> Influence:
+    """A score by which signal pushes towards signal; the first events are the queries."""
+    number, sign = len(events), np.where(events.y == 1, 1.0, -1.0)
+    queries = {name: one[:20] if isinstance(one, np.ndarray) else one for name, one in vars(events).items()}
+    extremes = np.argsort(rng.normal(size=(20, number)), axis=1)[:, :5]
+    inside = np.stack([events.sample == i for i in range(len(SAMPLES))])
+    mean = sign * rng.exponential(size=number)
+    return Influence(
+        score="tracin",
+        query="label == 0",
+        events=EventTable(**queries),
+        query_score=rng.normal(size=20),
+        train_id=events.event_id,
+        train_sample=events.sample,
+        train_label=events.y,
+        train_weight=events.weight,
+        loss_weight=events.weight,
+        train_observables=events.observables,
+        own=rng.exponential(size=number),
+        mean=mean,
+        mean_error=np.full(number, 0.1),
+        proponents=extremes,
+        proponent_values=np.abs(rng.normal(size=(20, 5))),
+        opponents=extremes[::-1],
+        opponent_values=-np.abs(rng.normal(size=(20, 5))),
+        by=("sample",) * len(SAMPLES),
+        group=tuple(SAMPLES),
+        num_events=inside.sum(1),
+        share=inside.mean(1),
+        total=inside @ mean,
+        total_error=np.sqrt(inside @ mean**2),
+        expected=inside.sum(1) * mean.mean(),
+        own_mean=np.ones(len(SAMPLES)),
+        own_error=np.full(len(SAMPLES), 0.1),
+        provenance=PROVENANCE,
+    )
+
+
 def write_run(run: Path) -> Path:
     """A run folder as the stages leave it."""
     rng = np.random.default_rng(7)
@@ -579,6 +618,7 @@ def write_run(run: Path) -> Path:
     stability = [asdict(Stability(i, 3, 0.3, 0.05, 0.2, 0.4, 0.5, 0.1, 0.02)) for i in range(2)]
     files.write_json(run / "stability.json", {"runs": ["a", "b", "c"], "layers": stability})
     make_audit(shapley.events, run)
+    make_influence(shapley.events, np.random.default_rng(8)).save(run / "influence" / "scores" / "tracin.npz")
     files.write_json(run / "influence" / "distill.json", make_distilled(shapley.events))
     table = make_scores(rng)
     pq.write_table(table, run / "scores.parquet")
@@ -646,7 +686,7 @@ def test_report_is_one_file_that_loads_nothing(run: Path) -> None:
 def test_links_of_the_contents_lead_somewhere(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     targets = re.findall(r'href="#(\w+)"', text)
-    assert len(targets) == 16
+    assert len(targets) == 17
     assert all(f'id="{target}"' in text for target in targets)
 
 

@@ -187,6 +187,7 @@ def _detection(bench: Bench, test: str, make: Callable[[int], Hidden]) -> Iterat
     for truth, task in zip(truths.values(), bench.tasks(bench.recipe, changes, test), strict=True):
         among = truth.among.numpy()
         values = {n: s.of_training(task).double().numpy() for n, s in bench.scores.items() if s.on_itself}
+        values["event weight"] = task.weight.abs().double().numpy()
         mechanism = bench.study.mechanism
         if mechanism is not None and test.startswith("flips"):
             events = truth.events

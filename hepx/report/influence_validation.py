@@ -39,9 +39,10 @@ CAPTION = (
     "mass point: AUROC of a number per training event for those hidden. Near copies: mean reciprocal rank of the "
     "copy of a test event. Mechanism: share of the 20 most influential events that obey the planted mechanism of "
     "the test event. Support removed: fall of the score (log-odds) when the events that support a decision most "
-    "are taken away and the network is trained again. Errors: of the mean of several trainings, and of the sets "
-    "of events where there are such. Bold: more than two standard deviations above the loss. All numbers: "
-    "influence/validate.csv."
+    "are taken away and the network is trained again. Oracle: the planted log-odds of the wrong label. Event "
+    "weight: its size alone. A score that knows no pairs pushes every test event towards the label of the "
+    "training event. Errors: of the mean of several trainings, and of the sets of events where there are such. "
+    "Bold: more than two standard deviations above the loss. All numbers: influence/validate.csv."
 )
 
 
