@@ -85,6 +85,7 @@ def draw_curves(saved: Saved) -> dict[str, Canvas]:
         _curves(axes, table.where(method=RANDOM), "0.6", {"insertion": "random"})
         _curves(axes, table.where(method=name), style.SIGNAL_COLORS[0], LABELS)
         axes.set_title(method_name(name), fontsize=10.5)
+        axes.margins(y=0.28)  # room for the legend
         axes.set_xlabel("Share of own objects")
         axes.set_ylabel("Mean score  [logit]")
         axes.label_outer()
