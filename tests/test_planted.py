@@ -184,6 +184,8 @@ def test_what_is_asked_besides_the_table(planted: tuple[suite.Suite, Path]) -> N
     assert asked >= {("mbb, untrained", "control"), ("mbb, shuffled", "control"), ("mbb, shuffled", "shapley")}
     assert {name for name, analysis in asked if analysis == "shapley"} >= set(VARIATIONS)
     bands = [check for check in found.checks if check.case in VARIATIONS]
+    lines = suite.summary(found)
+    assert sum(line.startswith("  fails:") for line in lines) == sum(not check.passed for check in found.checks)
     assert all(check.passed == (0.58 <= (check.value or 0.0) <= 0.78) for check in bands)
 
 
