@@ -52,7 +52,7 @@ def test_table_has_every_number_in_its_place(found: dict[str, Any]) -> None:
     heads = ("Score", "Halves, 1 model", "Halves, 5 models", "Wrong labels, 10 %", "Support removed, 2 %")
     assert table.head == heads
     by_name = {cells[0]: [str(cell) for cell in cells[1:]] for cells in table.rows}
-    assert by_name["mean loss"] == ["0.050 ± 0.020", "0.060 ± 0.020", "0.800 ± 0.020", "–"]
+    assert by_name["Mean loss"] == ["0.050 ± 0.020", "0.060 ± 0.020", "0.800 ± 0.020", "–"]
     assert by_name["TRAK"][2:] == ["<b>0.900 ± 0.020</b>", "1.300 ± 0.020"]
     assert by_name["TRAK, shuffled"] == ["–", "0.001 ± 0.020", "–", "–"]
     assert by_name["chance"] == ["0.000", "0.000", "0.500", "–"]
@@ -75,7 +75,7 @@ def test_page_and_figure(found: dict[str, Any], tmp_path: Path) -> None:
     assert "**0.900 ± 0.020**" in (tmp_path / "mix" / "validate.md").read_text()
     with style.style():
         (axes,) = section.figure(found).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["TRAK, shuffled", "mean loss", "TRAK"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["TRAK, shuffled", "Mean loss", "TRAK"]
 
 
 def test_command_line_says_what_is_wrong() -> None:
