@@ -321,8 +321,8 @@ def _validate_run(folder: Path, methods: list[str], limit: int, beside: list[Pat
     from hepx.faithfulness import lines
     from hepx.notebook import open_run
 
-    with _resumable("from the start"):
-        found = open_run(folder).validate(methods, limit, beside)
+    with _resumable("after the last method that was judged"):
+        found = open_run(folder).validate(methods, limit, beside, folder / "validate")
         files.write_json(folder / "validate.json", found)
         _report_again(folder)
     for line in lines(found):

@@ -29,7 +29,7 @@ from hepx.closure import wheres
 from hepx.config import parse
 from hepx.errors import ConfigError, DataError, ResultError, closest
 from hepx.evaluate import SIGNAL
-from hepx.faithfulness import validate
+from hepx.faithfulness import Kept, validate
 from hepx.graph import GraphBatch
 from hepx.influence import SCORES, Task, read_snapshots
 from hepx.influence.audit import Audit, AuditSettings, audit, examine
@@ -138,22 +138,37 @@ class Trained:
         return attribution.explain(made, self._subject(graphs), where)
 
     def validate(
-        self, methods: Sequence[str] = (), limit: int = 200, beside: Sequence[str | os.PathLike[str]] = ()
+        self,
+        methods: Sequence[str] = (),
+        limit: int = 200,
+        beside: Sequence[str | os.PathLike[str]] = (),
+        keep: Path | None = None,
     ) -> dict[str, Any]:
         """How faithful the methods of the run's config, and `methods` with default settings, are: `hepx.faithfulness`.
 
         limit: test events, chosen at random; beside: folders of the same run with other seeds, whose networks must give
-        like explanations. A network of shuffled labels is used if the run has one (nulls/). Raises ConfigError if a run
-        beside is of another layout, DataError if it was trained on these events.
+        like explanations; keep: a folder where each method is kept once it is judged, so that it goes on when it was
+        stopped. A network of shuffled labels is used if the run has one (nulls/). Raises ConfigError if a run beside is
+        of another layout, DataError if it was trained on these events.
         """
         known = {one.result: one for one in self.settings.explain if not one.variation}
         known |= {name: _method(name, {}) for name in methods if name not in known}
         wanted = {name: one.model_copy(update={"events": limit}) for name, one in known.items()}
         graphs = subsample(self.test, limit, self.settings.seed)
-        regions = wheres(graphs, self.settings.closure.regions or self.settings.insides.regions)
-        networks = self._shuffled(), self._beside(beside, graphs)
-        found = validate(wanted, self._subject(graphs), self._where, *networks, regions)
+        regions = self.settings.closure.regions or self.settings.insides.regions
+        shuffled, seeds = self._shuffled(), self._beside(beside, graphs)
         where = self.run.provenance("validate", {"events": limit, "beside": [str(one) for one in beside]})
+        networks = [files.digest([v.tolist() for v in one.state_dict().values()]) for one in (*shuffled, *seeds)]
+        key = files.digest([where.checkpoint, where.data, where.seed, where.version, limit, networks, regions])
+        found = validate(
+            wanted,
+            self._subject(graphs),
+            self._where,
+            shuffled,
+            seeds,
+            wheres(graphs, regions),
+            kept=Kept(keep, key),
+        )
         return {**found, "provenance": asdict(where)}
 
     def _where(self, method: Method) -> Provenance:

@@ -72,3 +72,12 @@ def test_reciprocal_rank() -> None:
 def test_over_seeds() -> None:
     assert judge.over_seeds([1.0, 3.0]) == (2.0, 1.0)
     assert judge.over_seeds([2.0]) == (2.0, None)
+
+
+def test_significance_of_few_repetitions() -> None:
+    """For many repetitions the number of errors; for two of them, 5 errors are less than 2 standard deviations."""
+    assert judge.significance(RNG.normal(0.1, 1, 4000).tolist()) == pytest.approx(0.1 * np.sqrt(4000), abs=2)
+    assert judge.significance([0.8, 1.2]) == pytest.approx(1.53, abs=0.01)  # t = 5 with one degree of freedom: p 0.063
+    assert judge.significance([-0.8, -1.2]) == pytest.approx(-1.53, abs=0.01)
+    assert judge.significance([1.0]) is None
+    assert judge.significance([0.1, 0.1]) is None

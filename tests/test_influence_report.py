@@ -39,6 +39,7 @@ def found() -> dict[str, Any]:
         ],
         "seed_correlation": 0.31,
         "ceiling": 0.76,
+        "scans": {"trak": {"1": 0.2, "10": 0.3}},
         "verdicts": [
             {"name": "trak", "what": "LDS of TRAK ≥ 0.2", "value": 0.25, "error": 0.02, "passed": True},
             {"name": "other", "what": "something else", "value": 0.1, "error": None, "passed": False},
@@ -51,15 +52,16 @@ def test_table_has_every_number_in_its_place(found: dict[str, Any]) -> None:
     heads = ("Score", "Halves, 1 model", "Halves, 5 models", "Wrong labels, 10 %", "Support removed, 2 %")
     assert table.head == heads
     by_name = {cells[0]: [str(cell) for cell in cells[1:]] for cells in table.rows}
-    assert by_name["loss"] == ["0.050 ± 0.020", "0.060 ± 0.020", "0.800 ± 0.020", "–"]
-    assert by_name["trak"][2:] == ["<b>0.900 ± 0.020</b>", "1.300 ± 0.020"]
-    assert by_name["trak, shuffled"] == ["–", "0.001 ± 0.020", "–", "–"]
+    assert by_name["mean loss"] == ["0.050 ± 0.020", "0.060 ± 0.020", "0.800 ± 0.020", "–"]
+    assert by_name["TRAK"][2:] == ["<b>0.900 ± 0.020</b>", "1.300 ± 0.020"]
+    assert by_name["TRAK, shuffled"] == ["–", "0.001 ± 0.020", "–", "–"]
     assert by_name["chance"] == ["0.000", "0.000", "0.500", "–"]
     assert by_name["ceiling"] == ["0.760", "0.760", "–", "–"]
     verdicts = section.grids(found)["influence_verdicts"].rows
     assert [("met" in str(one[2]), "missed" in str(one[2])) for one in verdicts] == [(True, False), (False, True)]
     assert "7 418 parameters" in section.facts(found).replace("\u202f", " ")
     assert "one seed agrees with another to 0.31" in section.facts(found)
+    assert "λ of TRAK was chosen on other halves (LDS 0.20 at 1, 0.30 at 10)" in section.facts(found)
 
 
 def test_page_and_figure(found: dict[str, Any], tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_page_and_figure(found: dict[str, Any], tmp_path: Path) -> None:
     assert "**0.900 ± 0.020**" in (tmp_path / "mix" / "validate.md").read_text()
     with style.style():
         (axes,) = section.figure(found).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["trak, shuffled", "loss", "trak"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["TRAK, shuffled", "mean loss", "TRAK"]
 
 
 def test_command_line_says_what_is_wrong() -> None:

@@ -71,6 +71,7 @@ def with_points(graphs: GraphBatch, points: list[tuple[float, float]]) -> GraphB
 
 def test_wrong_mass_point_is_hidden_in_the_signal(planted: GraphBatch) -> None:
     pool = with_points(planted, [(200, 50), (200, 50), (300, 50), (700, 0)])
+    pool = replace(pool, weight=torch.where(pool.observable("mass_chargino") == 700, 4.0, 1.0).double())
     found = studies.wrong_mass(pool, 200, 0.1, 1)
     assert found is not None
     mass = found.events.observable("mass_chargino")
@@ -80,6 +81,7 @@ def test_wrong_mass_point_is_hidden_in_the_signal(planted: GraphBatch) -> None:
     assert found.hidden.sum() == 10
     assert set(mass[found.among & ~found.hidden].tolist()) == {200.0}
     assert len(set(found.events.event_id.tolist())) == 200
+    assert (found.events.weight == 1).all(), "the weight must not tell"
     assert studies.wrong_mass(with_points(planted, [(200, 50)]), 200, 0.1, 1) is None
 
 

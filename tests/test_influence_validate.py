@@ -141,25 +141,27 @@ def test_twins_are_found_by_what_measures_distance(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("scores")
 def test_settings_are_chosen_on_the_tuning_halves_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`chosen_settings` sees exactly the tuning halves, and takes what is best there."""
+    """`scan` sees exactly the tuning halves, and the best there is what is judged."""
     settings = ValidateSettings.model_validate(TINY)
-    seen, choose = [], trials.chosen_settings
+    seen, scan = [], trials.scan
 
-    def watched(score: Score, tasks: list[Task], member: np.ndarray, actual: np.ndarray) -> Score:
+    def watched(score: Score, tasks: list[Task], member: np.ndarray, actual: np.ndarray) -> dict[float, float]:
         seen.append(len(member))
-        return choose(score, tasks, member, actual)
+        found = scan(score, tasks, member, actual)
+        return dict(zip(found, (0.1, 0.3, 0.2, 0.0, 0.0), strict=bool(found)))
 
-    monkeypatch.setattr(trials, "chosen_settings", watched)
+    monkeypatch.setattr(trials, "scan", watched)
     one = Bench(study(settings), settings, tmp_path)
     list(trials.run_lds(one))
     assert seen == [4, 4, 4]
-    near, task = Near(), one.base[0]
+    assert one.scores["near"] == Near(ridge=trials.RIDGES[1])
+    assert np.array_equal(one.effects["near"][0], bench.effect(Near(ridge=trials.RIDGES[1]), one.base[0]))
     member = np.random.default_rng(1).integers(0, 2, (12, 240)).astype(float)
-    for ridge in trials.RIDGES[2:]:  # the small ones order the events alike
-        best = Near(ridge=ridge)
-        actual = member @ bench.effect(best, task)
-        assert trials.chosen_settings(near, [task], member, actual) == best
-    assert trials.chosen_settings(Loss(), [task], member, actual) == Loss()
+    actual = member @ bench.effect(Near(ridge=10.0), one.base[0])
+    found = scan(Near(), one.base[:1], member, actual)
+    assert found[10.0] == pytest.approx(1)
+    assert max(found, key=lambda ridge: found[ridge]) == 10.0
+    assert scan(Loss(), one.base[:1], member, actual) == {}
 
 
 @pytest.mark.usefixtures("scores")

@@ -34,6 +34,7 @@ from hepx.results import (
     ResponseCurve,
 )
 from hepx.results_closure import Closure, Fidelity, MeanAttribution, Ranking, Separation, Usage
+from hepx.results_influence import Influence
 from hepx.results_network import (
     AttentionMap,
     Dictionary,
@@ -56,6 +57,7 @@ TYPE_OF = {"b": "bjet", "j": "jet", "l": "lepton", "m": "met"}
 TYPES = ("jet", "bjet", "lepton", "met")
 FEATURES = {"pt": "GeV", "eta": "", "phi": "rad", "mass": "GeV", "btag": "", "met_significance": ""}
 HAS = {"jet": 5, "bjet": 5, "lepton": 3, "met": 3}  # number of leading features, E_T^miss without η
+SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 SHOWN = ("mbb", "mt", "mct", "met", "delta_r_bb")
 PROVENANCE = Provenance(
     "shapley", {"baseline": "background", "draws": 16}, "c0ffee", "badcafe", "f00d", 42, "0.1.0", "abc", "cpu"
@@ -289,6 +291,30 @@ def make_closure(shapley: Explanation) -> Closure:
     rankings = [Ranking(kind, 0.9, 0.05, 0.4, -0.1) for kind in ("variable", "object", "pair")]
     where = replace(shapley.provenance, method="closure", settings={})
     return Closure(information, usage, rankings, fidelity, means, 200, where)
+
+
+def make_validation(shapley: Explanation) -> dict[str, Any]:
+    """Two methods, one as good as random values; no other seeds."""
+    good, bad = {"value": 0.8, "error": 0.02}, {"value": 0.0, "error": 0.05}
+    keys = ("order", "infidelity", "correlation", "fidelity_plus", "fidelity_minus", "unfaithfulness", "sensitivity")
+
+    def row(measured: dict[str, float], gain: float) -> dict[str, Any]:
+        curves = {
+            kind: [{"value": 4 * s * (1 + sign * gain * (1 - s)) - 2, "error": 0.1} for s in shares]
+            for kind, shares, sign in (("insertion", SHARES, 1), ("deletion", SHARES[::-1], -1))
+        }
+        likeness = {"donors": good, "seeds": None, "untrained": bad, "shuffled": None}
+        spread = {"donors": 0.1, "seeds": None}
+        return dict.fromkeys(keys, measured) | {"curves": curves, "likeness": likeness, "spread": spread, "means": []}
+
+    return {
+        "events": 200,
+        "shares": SHARES,
+        "methods": {"shapley": row(good, 0.8), "saliency": row(bad, 0.1)},
+        "random": row(bad, 0.0),
+        "agreement": [[1.0, 0.4], [0.4, 1.0]],
+        "provenance": asdict(replace(shapley.provenance, method="validate", settings={})),
+    }
 
 
 def make_links(explanation: Explanation) -> dict[str, Any]:
@@ -538,6 +564,44 @@ data:
 """
 
 
+def make_influence(events: EventTable, rng: np.random.Generator) -> Influence:
+    """A score by which signal pushes towards signal; the first events are the queries."""
+    number, sign = len(events), np.where(events.y == 1, 1.0, -1.0)
+    queries = {name: one[:20] if isinstance(one, np.ndarray) else one for name, one in vars(events).items()}
+    extremes = np.argsort(rng.normal(size=(20, number)), axis=1)[:, :5]
+    inside = np.stack([events.sample == i for i in range(len(SAMPLES))])
+    mean = sign * rng.exponential(size=number)
+    return Influence(
+        score="tracin",
+        query="label == 0",
+        events=EventTable(**queries),
+        query_score=rng.normal(size=20),
+        train_id=events.event_id,
+        train_sample=events.sample,
+        train_label=events.y,
+        train_weight=events.weight,
+        loss_weight=events.weight,
+        train_observables=events.observables,
+        own=rng.exponential(size=number),
+        mean=mean,
+        mean_error=np.full(number, 0.1),
+        proponents=extremes,
+        proponent_values=np.abs(rng.normal(size=(20, 5))),
+        opponents=extremes[::-1],
+        opponent_values=-np.abs(rng.normal(size=(20, 5))),
+        by=("sample",) * len(SAMPLES),
+        group=tuple(SAMPLES),
+        num_events=inside.sum(1),
+        share=inside.mean(1),
+        total=inside @ mean,
+        total_error=np.sqrt(inside @ mean**2),
+        expected=inside.sum(1) * mean.mean(),
+        own_mean=np.ones(len(SAMPLES)),
+        own_error=np.full(len(SAMPLES), 0.1),
+        provenance=PROVENANCE,
+    )
+
+
 def write_run(run: Path) -> Path:
     """A run folder as the stages leave it."""
     rng = np.random.default_rng(7)
@@ -550,9 +614,11 @@ def write_run(run: Path) -> Path:
     make_experts(rng).save(run / "experts.json")
     make_representation(rng).save(run / "representation.json")
     make_closure(shapley).save(run / "closure.json")
+    files.write_json(run / "validate.json", make_validation(shapley))
     stability = [asdict(Stability(i, 3, 0.3, 0.05, 0.2, 0.4, 0.5, 0.1, 0.02)) for i in range(2)]
     files.write_json(run / "stability.json", {"runs": ["a", "b", "c"], "layers": stability})
     make_audit(shapley.events, run)
+    make_influence(shapley.events, np.random.default_rng(8)).save(run / "influence" / "scores" / "tracin.npz")
     files.write_json(run / "influence" / "distill.json", make_distilled(shapley.events))
     table = make_scores(rng)
     pq.write_table(table, run / "scores.parquet")
@@ -620,7 +686,7 @@ def test_report_is_one_file_that_loads_nothing(run: Path) -> None:
 def test_links_of_the_contents_lead_somewhere(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     targets = re.findall(r'href="#(\w+)"', text)
-    assert len(targets) == 16
+    assert len(targets) == 17
     assert all(f'id="{target}"' in text for target in targets)
 
 

@@ -103,8 +103,8 @@ def _known(names: tuple[str, ...], choices: Any, what: str) -> tuple[str, ...]:
 class Row:
     """What a score reached in a test. models: over how many trainings its influences were averaged (1: value is the
     mean of that many repetitions); error: of the value, None if there was no repetition; chance: what knowing nothing
-    reaches; better: how many standard deviations it is above the loss, pair by pair (None where there is no loss or no
-    error); more: further measures."""
+    reaches; better: how many standard deviations it is above the loss, training by training (`judge.significance`;
+    None where there is no loss); more: further measures."""
 
     test: str
     score: str
@@ -127,6 +127,7 @@ class Bench:
         self.recipe = Recipe(study.model, study.train, study.events, study.queries)
         self.used: set[str] = set()
         self.repeat: tuple[float, float] | None = None
+        self.scans: dict[str, dict[float, float]] = {}
 
     @property
     def seeds(self) -> range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata, t
 
 from hepx import metrics
 
@@ -73,3 +73,12 @@ def over_seeds(values: list[float]) -> tuple[float, float | None]:
     """Mean of independent repetitions and its error; None for a single one."""
     error = float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return float(np.mean(values)), error
+
+
+def significance(differences: list[float]) -> float | None:
+    """How many standard deviations of a Gaussian the mean of independent differences is above 0, by Student's t, which
+    knows how little two or three of them say about their own spread; None for a single one or equal ones."""
+    mean, error = over_seeds(differences)
+    if not error:
+        return None
+    return float(norm.isf(t.sf(mean / error, len(differences) - 1)))

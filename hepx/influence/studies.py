@@ -143,7 +143,8 @@ def scaled_jets(events: GraphBatch, factor: float) -> Float[Tensor, "B N F"]:
 
 def wrong_mass(pool: GraphBatch, num_events: int, fraction: float, seed: int) -> Hidden | None:
     """Background, and as signal one mass point with a fraction of events of another, the one whose mass difference is
-    farthest; None if there is one mass point only. As many events as there are, up to `num_events`."""
+    farthest; None if there is one mass point only. As many events as there are, up to `num_events`. The hidden events
+    get weights of the usual ones: with those of their own cross-section and acceptance, the weight alone would tell."""
     signal = pool.y == 1
     points = torch.stack([pool.observable(name) for name in POINTS], 1)
     known = signal & points.isfinite().all(1)
@@ -163,8 +164,11 @@ def wrong_mass(pool: GraphBatch, num_events: int, fraction: float, seed: int) ->
     ]
     chosen = torch.cat(parts)
     hidden = torch.cat([torch.full((len(part),), i == 1) for i, part in enumerate(parts)])
+    weight = pool.weight[chosen]
+    donors = torch.randint(len(parts[0]), (num_hidden,), generator=_generator(seed, 2))
+    weight[hidden] = pool.weight[parts[0][donors]]
     order = torch.randperm(len(chosen), generator=_generator(seed, 1))
-    events = pool[chosen[order]]
+    events = replace(pool[chosen[order]], weight=weight[order])
     return Hidden(events, hidden[order], events.y == 1)
 
 

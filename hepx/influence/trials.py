@@ -32,7 +32,7 @@ from hepx.influence.studies import Hidden
 
 NEAREST = 20  # training events that the retrieval of mechanisms looks at
 REMOVALS = {"drop": 0.01, "single": 0.0}  # test: share of the events that is removed at once; 0: one event
-RIDGES = (0.01, 0.1, 1.0, 10.0)  # in units of the mean eigenvalue
+RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)  # in units of the mean eigenvalue
 LOSS, METAGRADIENT = "loss", "metagradient"
 
 # Retrained halves -------------------------------------------------------------------------------------------------
@@ -55,9 +55,10 @@ def run_lds(bench: Bench) -> Iterator[Row]:
     bench.repeat = judge.repeatability(scores[judged])
     actual = scores.mean(1)
     for name, score in list(bench.scores.items()):
-        best = chosen_settings(score, bench.base, member[tuning], actual[tuning])
-        if best != score:
-            bench.choose(name, best)
+        found = scan(score, bench.base, member[tuning], actual[tuning])
+        if found:
+            bench.scans[name] = found
+            bench.choose(name, score.model_copy(update={"ridge": max(found, key=lambda ridge: found[ridge])}))
     for name, effects in bench.effects.items():
         yield from _lds_rows(name, [member[judged] @ one for one in effects], actual[judged])
     name = max(
@@ -76,16 +77,14 @@ def _lds_rows(name: str, predicted: list[Array], actual: Array) -> Iterator[Row]
     yield Row("lds", name, len(predicted), *judge.lds(np.mean(predicted, 0), actual), 0.0)
 
 
-def chosen_settings(score: Score, tasks: Sequence[Task], member: Array, actual: Array) -> Score:
-    """A score that can `scan` values of its λ (`ridge`) with the one of RIDGES that has the highest LDS of the mean of
-    all models on halves that judge nothing else; any other score as it is."""
-    scan = getattr(score, "scan", None)
-    if scan is None:
-        return score
-    found = [scan(task, RIDGES) for task in tasks]
+def scan(score: Score, tasks: Sequence[Task], member: Array, actual: Array) -> dict[float, float]:
+    """LDS of the mean of all models for the values RIDGES of the λ (`ridge`) of a score; empty if it has none."""
+    influences = getattr(score, "scan", None)
+    if influences is None:
+        return {}
+    found = [influences(task, RIDGES) for task in tasks]
     means = {ridge: np.mean([one[ridge].double().numpy() for one in found], 0) for ridge in RIDGES}
-    values = {ridge: judge.rank_correlation(member @ mean, actual).mean() for ridge, mean in means.items()}
-    return score.model_copy(update={"ridge": max(RIDGES, key=lambda ridge: values[ridge])})
+    return {ridge: float(judge.rank_correlation(member @ mean, actual).mean()) for ridge, mean in means.items()}
 
 
 # One deterministic training ---------------------------------------------------------------------------------------
@@ -188,6 +187,7 @@ def _detection(bench: Bench, test: str, make: Callable[[int], Hidden]) -> Iterat
     for truth, task in zip(truths.values(), bench.tasks(bench.recipe, changes, test), strict=True):
         among = truth.among.numpy()
         values = {n: s.of_training(task).double().numpy() for n, s in bench.scores.items() if s.on_itself}
+        values["event weight"] = task.weight.abs().double().numpy()
         mechanism = bench.study.mechanism
         if mechanism is not None and test.startswith("flips"):
             events = truth.events
@@ -200,8 +200,7 @@ def _detection(bench: Bench, test: str, make: Callable[[int], Hidden]) -> Iterat
         auroc = [one["auroc"] for one in each]
         better = None
         if LOSS in found and name != LOSS:
-            value, error = judge.over_seeds([a - b["auroc"] for a, b in zip(auroc, found[LOSS], strict=True)])
-            better = value / error if error else None
+            better = judge.significance([a - b["auroc"] for a, b in zip(auroc, found[LOSS], strict=True)])
         yield Row(test, name, 1, *judge.over_seeds(auroc), 0.5, better, more)
 
 

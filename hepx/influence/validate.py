@@ -44,8 +44,8 @@ class Verdict:
 @dataclass(frozen=True)
 class Validation:
     """The table of one study, as influence/validate.json holds it. seed_correlation, ceiling: how well two seeds agree
-    on the halves, and the most a prediction can reach (`judge.repeatability`); chosen: score -> settings chosen on the
-    tuning halves; trainings: how many were made for it."""
+    on the halves, and the most a prediction can reach (`judge.repeatability`); scans: score -> LDS on the tuning halves
+    for each λ, of which the best was taken; scores: their settings; trainings: how many were made for it."""
 
     study: str
     settings: dict[str, Any]
@@ -56,7 +56,8 @@ class Validation:
     rows: tuple[Row, ...]
     seed_correlation: float | None
     ceiling: float | None
-    chosen: dict[str, dict[str, Any]]
+    scans: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, Any]]
     verdicts: tuple[Verdict, ...]
     trainings: int
 
@@ -82,7 +83,8 @@ def validate(study: Study, settings: ValidateSettings, folder: Path, workers: in
         rows=tuple(rows),
         seed_correlation=repeat[0],
         ceiling=repeat[1],
-        chosen={name: score.model_dump(mode="json") for name, score in bench.scores.items()},
+        scans={name: {f"{ridge:g}": value for ridge, value in one.items()} for name, one in bench.scans.items()},
+        scores={name: score.model_dump(mode="json") for name, score in bench.scores.items()},
         verdicts=(*controls(bench, rows), *criteria(study, rows)),
         trainings=len(bench.used),
     )
@@ -96,9 +98,10 @@ def controls(bench: Bench, rows: Sequence[Row]) -> Iterator[Verdict]:
         if row.test == "lds" and row.score.endswith("shuffled") and row.error is not None:
             what = "a score shuffled among the training events has LDS 0 within 3 errors"
             yield Verdict("shuffled", what, row.value, row.error, abs(row.value) <= 3 * row.error)
-        if row.test == "lds" and row.score == RANDOM and row.models > 1:
-            what = f"|LDS of random values| ≤ {MAX_RANDOM:g}"
-            yield Verdict("random", what, row.value, row.error, abs(row.value) <= MAX_RANDOM)
+        if row.test == "lds" and row.score == RANDOM and row.models > 1 and row.error is not None:
+            bound = max(MAX_RANDOM, 3 * row.error)
+            what = f"|LDS of random values| ≤ {MAX_RANDOM:g} or 3 errors"
+            yield Verdict("random", what, row.value, row.error, abs(row.value) <= bound)
     change = [Change("again", bench.settings.seed)]
     with tempfile.TemporaryDirectory() as other:
         twice = [retrain(bench.recipe, change, Path(place), what="again") for place in (f"{other}/1", f"{other}/2")]

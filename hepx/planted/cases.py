@@ -67,7 +67,7 @@ class SuiteSettings(Settings):
 
 def sizes(quick: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the full or the quick suite, changed by the values that are given (not None)."""
-    small = {"train_events": 20_000, "test_events": 2_000, "explained": 48, "draws": 16, "epochs": 12}
+    small = {"train_events": 20_000, "test_events": 2_000, "explained": 48, "draws": 16, "epochs": 16}
     start: dict[str, Any] = {**small, "batch_size": 256, "mechanisms": QUICK, "quick": True} if quick else {}
     return start | {name: value for name, value in values.items() if value is not None}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hepx.experts import expert_report
 from hepx.experts.changes import PARAMETERS
+from hepx.experts.information import INTERVAL
 from hepx.experts.verdict import SAME, exceeding
 from hepx.graph import GraphBatch, Layout
 from hepx.interventions import Referee, mixtures, separated
@@ -168,7 +169,8 @@ def _about_region(report: ExpertReport) -> list[Information]:
 def _information(report: ExpertReport, criterion: Criterion) -> Check:
     best = max(_about_region(report), key=lambda one: one.excess)
     what = "I(expert; mechanism | slot) of the best layer beyond the nulls, bit"
-    return _answer("information", what, best.excess, criterion, (best.high - best.low) / 4)
+    found = _answer("information", what, best.excess, criterion, (best.high - best.low) / (2 * INTERVAL))
+    return replace(found, text=f"layer {best.layer + 1}: {best.value:.3f} bit, largest null {max(best.nulls):.3f}")
 
 
 def _told(report: ExpertReport) -> Check:

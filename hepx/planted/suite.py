@@ -37,7 +37,8 @@ PERMUTED = 10  # times as many events for permutation importance: one number for
 class Row:
     """One line of the table. verdict: pass, fail, refused (its own gate), not possible (the network has no such thing),
     not judged (no criterion, or the network missed the gate), observation (attention); a control is judged too, and
-    must not pass. note: why there is no result, or what may be said of it. milliseconds: per event."""
+    must not pass. note: why there is no result, or what may be said of it. milliseconds: of
+    processor time per event."""
 
     mechanism: str
     level: int
@@ -149,7 +150,7 @@ def row_of(case: Case, name: str, gate: Gate | None) -> Row:
     """A line of the table; its measures from the folder if they are there already."""
     kept = case.kept(f"rows/{name}", lambda: asdict(_measured(case, name)))
     measured = Measured(**{**kept, "measures": Measures(**kept["measures"])})
-    failures = missed(name, measured.measures)
+    failures = missed(name, measured.measures, measured.num_events)
     if measured.num_events == 0:
         verdict = "not possible"
     elif name in OBSERVATIONS:
@@ -210,13 +211,13 @@ _R = TypeVar("_R")
 
 
 def _timed(run: Callable[[], _R], number: int) -> tuple[_R, float] | str:
-    """A result and its milliseconds per event, or why it is not to be had."""
-    start = time.perf_counter()
+    """A result and its milliseconds of processor time per event (others may use the machine), or why there is none."""
+    start = time.process_time()
     try:
         result = run()
     except (ConfigError, ResultError) as error:
         return str(error)
-    return result, 1000 * (time.perf_counter() - start) / number
+    return result, 1000 * (time.process_time() - start) / number
 
 
 def _reference(case: Case, ideal: Subject, draws: int) -> Result:
@@ -267,7 +268,7 @@ def write(suite: Suite, folder: Path) -> None:
 
 
 def summary(suite: Suite) -> list[str]:
-    """For each network: how near it is to the best possible, and what passes and fails."""
+    """For each network how near it is to the best possible, what passes and fails; and the facts that do not hold."""
     lines, gates = [], {(gate.mechanism, gate.network): gate for gate in suite.gates}
     for key in dict.fromkeys((row.mechanism, row.network) for row in suite.rows):
         rows = [row for row in suite.rows if (row.mechanism, row.network) == key]
@@ -278,4 +279,8 @@ def summary(suite: Suite) -> list[str]:
         kinds = {kind: [row.method for row in rows if row.verdict == kind] for kind in ("pass", "fail", "refused")}
         lines.append(f"{key[0]} ({key[1]}{about})")
         lines += [f"  {kind + ':':9s}{', '.join(names)}" for kind, names in kinds.items() if names]
+    if suite.checks:
+        wrong = [check for check in suite.checks if not check.passed]
+        lines.append(f"besides: {len(suite.checks) - len(wrong)} of {len(suite.checks)} facts hold")
+        lines += [f"  fails:   {check.case}, {check.analysis}: {check.what}" for check in wrong]
     return lines

@@ -28,6 +28,7 @@ from hepx.report import (
     inside_tables,
     performance,
     style,
+    validation,
     variations,
 )
 from hepx.report.saved import Saved
@@ -324,6 +325,22 @@ FIGURES: dict[str, Figure] = {
         ("objects",),
         figures_events.displays,
     ),
+    "validation": Figure(
+        "Do the objects named first carry the score?",
+        "Weighted mean score of the judged test events against the share of an event’s objects that are its own; the "
+        "others are replaced by those of background events. Solid: the objects with the largest attributions are put "
+        "in first; dashed, read from right to left: they are taken out first. The area between the two is the larger "
+        "the better the order; values at random (grey) leave none. Bands: bootstrap of the events.",
+        ("validation",),
+        validation.draw_curves,
+    ),
+    "agreement": Figure(
+        "Do the methods agree?",
+        "Mean over the judged test events of the rank correlation of the sizes of the objects’ attributions by two "
+        "methods. Methods that agree may be wrong together.",
+        ("validation",),
+        validation.draw_agreement,
+    ),
     "influence_validation": Figure(
         "Do scores of training events predict retrainings?",
         "Linear datamodelling score: the network is trained again on random halves of the training events; rank "
@@ -375,6 +392,7 @@ TABLES: dict[str, Numbers] = {
     "influence_groups": Numbers(("influences",), influence.group_table),
     "influence_extremes": Numbers(("influences",), influence.extreme_table),
     "events": Numbers(("objects",), derive.displayed_events),
+    "validation": Numbers(("validation",), validation.curve_table),
 }
 """Name -> numbers that are in the report but in no file of another stage."""
 

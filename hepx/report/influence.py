@@ -31,8 +31,9 @@ NAMES = {
 
 
 def score_name(name: str) -> str:
-    """A score of training events in words."""
-    return NAMES.get(name, name.replace("_", " "))
+    """A score of training events in words, as a row or a sentence begins."""
+    text = NAMES.get(name, name.replace("_", " "))
+    return text[0].upper() + text[1:]
 
 
 def own_figures(saved: Saved) -> dict[str, Canvas]:
@@ -83,8 +84,7 @@ def _own_label(name: str) -> str:
         "last_layer": "Self-influence, TracIn of the last layer",
         "grad_dot": "Squared gradient of the weighted loss",
     }
-    text = score_name(name)
-    return f"{influences[name]}  [arbitrary unit]" if name in influences else text[0].upper() + text[1:]
+    return f"{influences[name]}  [arbitrary unit]" if name in influences else score_name(name)
 
 
 def _groups(saved: Saved, found: Influence) -> Canvas:

@@ -15,6 +15,7 @@ from hepx import files
 from hepx.report import style
 from hepx.report.grid import Grid
 from hepx.report.grids import count
+from hepx.report.influence import score_name
 from hepx.report.saved import Saved
 from hepx.report.tables import fixed, plus_minus
 
@@ -38,9 +39,10 @@ CAPTION = (
     "mass point: AUROC of a number per training event for those hidden. Near copies: mean reciprocal rank of the "
     "copy of a test event. Mechanism: share of the 20 most influential events that obey the planted mechanism of "
     "the test event. Support removed: fall of the score (log-odds) when the events that support a decision most "
-    "are taken away and the network is trained again. Errors: of the mean of several trainings, and of the sets "
-    "of events where there are such. Bold: more than two standard deviations above the loss. All numbers: "
-    "influence/validate.csv."
+    "are taken away and the network is trained again. Oracle: the planted log-odds of the wrong label. Event "
+    "weight: its size alone. A score that knows no pairs pushes every test event towards the label of the "
+    "training event. Errors: of the mean of several trainings, and of the sets of events where there are such. "
+    "Bold: more than two standard deviations above the loss. All numbers: influence/validate.csv."
 )
 
 
@@ -55,7 +57,7 @@ def grids(found: Mapping[str, Any]) -> dict[str, Grid]:
     columns = _columns(found["rows"])
     cells = {(row["score"], row["test"], row["models"]): row for row in found["rows"]}
     names = dict.fromkeys(row["score"] for row in found["rows"])
-    rows = [(name.replace("_", " "), *(_cell(cells.get((name, *column))) for column in columns)) for name in names]
+    rows = [(_name(name), *(_cell(cells.get((name, *column))) for column in columns)) for name in names]
     chance = [next(row["chance"] for row in found["rows"] if (row["test"], row["models"]) == one) for one in columns]
     rows.append(("chance", *(NOTHING if value is None else fixed(value, 3) for value in chance)))
     if found["ceiling"] is not None:
@@ -65,6 +67,12 @@ def grids(found: Mapping[str, Any]) -> dict[str, Grid]:
     verdicts = tuple((one["what"], plus_minus(one["value"], one["error"]), _verdict(one)) for one in found["verdicts"])
     criteria = Grid(("Criterion or control", "Measured", ""), verdicts, "Criteria and negative controls")
     return {"influence_tests": Grid(head, tuple(rows), CAPTION), "influence_verdicts": criteria}
+
+
+def _name(score: str) -> str:
+    """A score, and what was done to it, in words."""
+    name, comma, rest = score.partition(",")
+    return score_name(name) + comma + rest
 
 
 def facts(found: Mapping[str, Any]) -> str:
@@ -81,6 +89,9 @@ def facts(found: Mapping[str, Any]) -> str:
             f" On the halves one seed agrees with another to {agree}, so the most that any prediction can reach with "
             f"the mean of {settings['subset_seeds']} seeds is {most}."
         )
+    for name, values in found["scans"].items():
+        tried = ", ".join(f"{fixed(value, 2)} at {ridge}" for ridge, value in values.items())
+        text += f" The λ of {score_name(name)} was chosen on other halves (LDS {tried})."
     return text
 
 
@@ -97,7 +108,7 @@ def _head(test: str, models: int, columns: Sequence[tuple[str, int]]) -> str:
 def _cell(row: Mapping[str, Any] | None) -> Any:
     if row is None:
         return NOTHING
-    text = plus_minus(row["value"], row["error"])
+    text = fixed(row["value"], 3) + ("" if row["error"] is None else f" ± {row['error']:.3f}")
     better = row["better"]
     return Markup("<b>{}</b>").format(text) if better is not None and better > 2 else text
 
@@ -128,14 +139,14 @@ def figure(found: Mapping[str, Any]) -> Canvas:
     axes.axvline(0, color="black", lw=0.8)
     if found["ceiling"] is not None:
         axes.axvline(found["ceiling"], color="black", lw=1.2, ls="--", label="ceiling (noise of the seeds)")
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_yticks(range(len(names)), [_name(name) for name in names])
     axes.tick_params(axis="y", which="both", length=0)
     axes.minorticks_off()
     ends = [row["value"] + sign * row["error"] for row in rows for sign in (-1, 1)] + [found["ceiling"] or 0.0]
     axes.set_xlim(min(ends) - 0.03, max(ends) + 0.03)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_xlabel("LDS: rank correlation with retrainings on half of the events")
-    axes.legend(loc="lower right", frameon=True, framealpha=0.95, edgecolor="none")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncol=3, columnspacing=1.2, handletextpad=0.4)
     canvas.suptitle(rf"$\mathbf{{hepx}}$  Influence   {found['study']}", x=0.01, ha="left", fontsize=11.5)
     return canvas
 

@@ -120,7 +120,7 @@ def _over_mechanisms(rows: list[dict[str, Any]]) -> list[str]:
     return [
         f"{min(hits):.2f}–{max(hits):.2f}" if hits else NOTHING,
         f"≥ {min(closures):.2f}".replace("-", "−") if closures else NOTHING,
-        f"{np.mean(times):#.2g}".rstrip(".") if times else NOTHING,
+        f"{float(f'{np.mean(times):.2g}'):g}" if times else NOTHING,
         f"{sum(judged)} of {len(judged)}" if judged else NOTHING,
     ]
 

@@ -189,7 +189,7 @@ def load_saved(run: Path) -> Saved:
         experts=_optional(run / "experts.json", ExpertReport.load_report),
         representation=_optional(run / "representation.json", Representation.load),
         stability=_load_stability(run / "stability.json"),
-        validation=_optional(run / "validate.json", _read_json),
+        validation=_optional(run / "validate.json", _read_validation),
         closure=_optional(run / "closure.json", Closure.load),
         audit=_optional(run / "influence" / "audit.json", _read_json),
         distilled=_optional(run / "influence" / "distill.json", _read_json),
@@ -216,6 +216,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(files.read_json(path))
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         raise ResultError(f"'{path}' is not a JSON object ({error}). Delete it and run its stage again.") from error
+
+
+def _read_validation(path: Path) -> dict[str, Any]:
+    found = _read_json(path)
+    if "shares" not in found:
+        raise ResultError(f"'{path}' is of an earlier version. Delete it, or run `hepx validate {path.parent}` again.")
+    return found
 
 
 def _read_history(path: Path) -> Table | None:
