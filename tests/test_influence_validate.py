@@ -226,6 +226,8 @@ def test_names_are_checked_and_complete() -> None:
     assert tuple(trials.TRIALS) == bench.TESTS
     with pytest.raises(ValidationError, match="unknown test 'twins'"):
         ValidateSettings(tests=("twins",))
+    with pytest.raises(ValidationError, match=r"less than 0\.5"):
+        ValidateSettings(flips=(0.5,))
     with pytest.raises(ValidationError, match="unknown score 'tracinn'"):
         ValidateSettings(scores=("tracinn",))
     assert replace(Row("a", "b", 1, 0.0, None, None), value=1.0).value == 1.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +43,7 @@ class ValidateSettings(Settings):
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=128, ge=1)
     lr: float = Field(default=3e-3, gt=0)
-    flips: tuple[float, ...] = (0.1, 0.2)
+    flips: tuple[Annotated[float, Field(gt=0, lt=0.5)], ...] = (0.1, 0.2)
     hidden: float = Field(default=0.1, gt=0, lt=0.5)
     reference_events: int = Field(default=600, ge=50)
     reference_queries: int = Field(default=10, ge=1)
@@ -52,7 +52,7 @@ class ValidateSettings(Settings):
     removals: int = Field(default=30, ge=4)
     twins: int = Field(default=40, ge=1)
     brittle_queries: int = Field(default=8, ge=1)
-    brittle: tuple[float, ...] = (0.02, 0.1)
+    brittle: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.02, 0.1)
     seed: int = Field(default=1, ge=0)
     tests: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
