@@ -207,7 +207,7 @@ def entry_of(values: np.ndarray) -> Entry:
 def row(score: str, equal: str, sigmas: float, fraction: float = 0.2) -> dict[str, Any]:
     found = gain_of(sigmas)
     versus = {"random": found if score not in (FULL, SHORT, RANDOM) else None, "full": found, "short": found}
-    names = {"score": score, "order": "highest", "fraction": fraction, "equal": equal, "cpu_seconds": 1.0}
+    names = {"score": score, "order": "highest", "fraction": fraction, "equal": equal, "steps": 100}
     return {**names, "versus": versus}
 
 
@@ -229,12 +229,12 @@ def test_a_gain_is_claimed_in_both_comparisons_or_not_at_all(
 
 def test_losses_and_costs_are_said() -> None:
     rows = [row(FULL, EPOCHS, 0.0, 0.0), row(RANDOM, EPOCHS, -3), row("a", EPOCHS, -4), row("a", STEPS, -1)]
-    rows[1]["cpu_seconds"] = 0.75
+    rows[1]["steps"] = 75
     first, second, third, fourth = verdict(rows)
     assert "0 of 2 comparisons exceed" in first
     assert second == "Worse than random removal by more than 2 σ: highest a, 20 % dropped, equal events."
     assert "Of 3 reduced training sets 0 are better than the full one by more than 2 σ, 2 worse and 1 not" in third
-    assert "saves 25 % of the processor time" in fourth
+    assert "saves 25 % of the steps" in fourth
 
 
 # What changes in the training set -----------------------------------------------------------------------------------

@@ -54,6 +54,15 @@ def test_the_notebook_of_planted_truth_runs(folder: Path) -> None:
     assert found["found"]["shapley"] > found["of_control"]
 
 
+def test_the_notebook_of_training_data_runs(folder: Path) -> None:
+    """Its events that teach are training events, and what it drops never touches the test events."""
+    found = execute("training_data")
+    own, taught = found["run"], found["taught"]
+    assert set(taught.train_id[taught.proponents[0]]) <= set(own.train.event_id.tolist())
+    assert found["found"].num_events == len(own.train)
+    assert {row["events"] for row in found["study"]["rows"]} == {len(own.train), len(own.train) - len(own.train) // 2}
+
+
 def test_an_expression_selects_what_it_says(run: Trained) -> None:
     mbb, score = run.test.observable("mbb").numpy(), run.score
     wanted = (score > 0) & (mbb > 100) & (run.test.sample == 1).numpy()

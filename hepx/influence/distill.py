@@ -356,15 +356,15 @@ def _against_full(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _of_time(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Processor time saved by reduced sets, and whether a shorter training on all events does the same."""
+    """Steps saved by reduced sets, and whether a shorter training on all events does the same."""
     full = next(row for row in rows if row["score"] == FULL)
     for row in rows:
         if row["score"] == RANDOM and row["equal"] == EPOCHS:
-            saved, versus = 100 * (1 - row["cpu_seconds"] / full["cpu_seconds"]), row["versus"]["short"]
+            saved, versus = 100 * (1 - row["steps"] / full["steps"]), row["versus"]["short"]
             yield (
-                f"Dropping {100 * row['fraction']:g} % of the events saves {saved:.0f} % of the processor time of "
-                "a training; AUC of random removal minus that of all events for as few steps: "
-                f"{versus['value']:+.4f} ± {versus['error']:.4f}."
+                f"Dropping {100 * row['fraction']:g} % of the events saves {saved:.0f} % of the steps of a training; "
+                f"AUC of random removal minus that of all events for as few steps: {versus['value']:+.4f} ± "
+                f"{versus['error']:.4f}."
             )
 
 
