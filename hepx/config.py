@@ -97,15 +97,20 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"config '{path}': {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config '{path}' holds a {type(values).__name__}; expected a mapping of keys to values.")
-    for override in overrides:
-        name, equals, text = override.partition("=")
+    override(values, overrides)
+    return values
+
+
+def override(values: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Apply `key.subkey=value` overrides in place; ConfigError if one is not of this form or leads nowhere."""
+    for one in overrides:
+        name, equals, text = one.partition("=")
         if not equals or not name:
-            raise ConfigError(f"override '{override}' is not of the form key=value, for example train.epochs=5.")
+            raise ConfigError(f"override '{one}' is not of the form key=value, for example train.epochs=5.")
         try:
             apply_overrides(values, {name: read_yaml(text)})
         except yaml.YAMLError as error:
-            raise ConfigError(f"override '{override}': the value is not valid YAML: {error}") from error
-    return values
+            raise ConfigError(f"override '{one}': the value is not valid YAML: {error}") from error
 
 
 def apply_overrides(values: dict[str, Any], changes: dict[str, Any]) -> None:

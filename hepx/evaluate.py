@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import Field
 
 from hepx import files, metrics, random, trees
@@ -419,15 +420,17 @@ def cross_scores(graphs: GraphBatch, seed: int, folds: int = 5) -> Array:
     The events are cut into `folds` parts by their event ids; a tenth of the others says when the trees stop growing.
     Both classes get equal total |weight|. DataError if a class has fewer than ten events per part.
     """
-    whole = trees.Table(observable_table(graphs), labels(graphs), training_weights(graphs).abs().numpy())
-    if np.bincount(whole.y, minlength=2).min() < 10 * folds:
+    x, y, weight = observable_table(graphs), labels(graphs), np.zeros(len(graphs))
+    if np.bincount(y, minlength=2).min() < 10 * folds:
         raise DataError(f"{folds} parts of {len(graphs)} events need at least {10 * folds} of each class.")
     fold, held = (random.uniform(seed, graphs.event_id.numpy(), "folds", 2) * (folds, 10)).astype(np.int64).T
     score = np.zeros(len(graphs))
     for part in range(folds):
         rest = fold != part
+        weight[rest] = training_weights(graphs[torch.from_numpy(rest)]).abs().numpy()
+        whole = trees.Table(x, y, weight)
         fitted = trees.fit(whole[rest & (held > 0)], whole[rest & (held == 0)], seed)
-        score[~rest] = fitted.score(whole.x[~rest])
+        score[~rest] = fitted.score(x[~rest])
     return score
 
 

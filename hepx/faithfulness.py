@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hepx import attribution, metrics, random
+from hepx import attribution, files, metrics, random
 from hepx.attribution import Method, Subject
 from hepx.attribution.baselines import Pattern, per_pattern, replacements
 from hepx.attribution.coalitions import coalitions, worths
@@ -55,6 +56,7 @@ Array = npt.NDArray[Any]
 MOST_SLOTS = 12  # 2¹² sets of objects per event and donor
 REPLICAS = 100
 TOP = 2  # objects: the mechanisms of interest are pairs
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,32 @@ def of_objects(explanation: Explanation) -> Array:
 # One number per event ----------------------------------------------------------------------------------------------
 
 
+def curves(game: Game, phi: Array) -> tuple[Array, Array]:
+    """Score [B, N + 1] as the objects with the largest values are put in (insertion) and taken out (deletion), in turn:
+    from all donors to the event, and back. Absent objects come last and change nothing."""
+    order = np.argsort(-np.where(game.present, phi, -np.inf), axis=1, kind="stable")
+    sets = np.pad(np.cumsum(2**order, axis=1), ((0, 0), (1, 0)))
+    whole = 2 ** phi.shape[1] - 1
+    return np.take_along_axis(game.worth, sets, 1), np.take_along_axis(game.worth, whole - sets, 1)
+
+
 def order_gap(game: Game, phi: Array) -> Array:
     """Insertion minus deletion curve [B], mean over the steps between the ends, logit."""
-    slots, number = phi.shape[1], game.present.sum(1)
-    order = np.argsort(-np.where(game.present, phi, -np.inf), axis=1, kind="stable")
-    sets = np.cumsum(2**order, axis=1)
-    difference = np.take_along_axis(game.worth, sets, 1) - np.take_along_axis(game.worth, 2**slots - 1 - sets, 1)
-    inner = np.arange(1, slots + 1) < number[:, None]
-    return (difference * inner).sum(1) / np.maximum(number - 1, 1)
+    number, (insertion, deletion) = game.present.sum(1), curves(game, phi)
+    inner = (np.arange(phi.shape[1] + 1) > 0) & (np.arange(phi.shape[1] + 1) < number[:, None])
+    return ((insertion - deletion) * inner).sum(1) / np.maximum(number - 1, 1)
+
+
+def mean_curves(game: Game, phi: Array, weight: Array) -> dict[str, list[dict[str, float | None]]]:
+    """Weighted mean of both curves and its error where these SHARES of an event's objects are in, or out; linear in
+    between."""
+    place = np.array(SHARES) * game.present.sum(1)[:, None]
+    below = np.minimum(place.astype(int), phi.shape[1] - 1)
+    found = {}
+    for name, curve in zip(("insertion", "deletion"), curves(game, phi), strict=True):
+        start, end = (np.take_along_axis(curve, below + step, 1) for step in (0, 1))
+        found[name] = [mean(column, weight) for column in (start + (place - below) * (end - start)).T]
+    return found
 
 
 def best_gap(game: Game) -> Array:
@@ -227,6 +247,7 @@ def measure(game: Game, phi: Array, weight: Array) -> dict[str, Any]:
         "fidelity_minus": enough,
         "characterization": None if None in both else characterization(float(both[0] or 0), float(both[1] or 0)),
         "unfaithfulness": mean(unfaithfulness(score, kept), weight),
+        "curves": mean_curves(game, phi, weight),
     }
 
 
@@ -262,6 +283,80 @@ def sensitivity(phi: Array, shifted: Sequence[Array]) -> tuple[Array, Array]:
     return np.max(changes, axis=0), np.linalg.norm(phi, axis=1)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is said of one method, and its attributions of the objects [B, N]; row None: it has none."""
+
+    row: dict[str, Any] | None
+    values: Array
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder where each method is kept once it is judged, so that a stopped `validate` goes on; by default none.
+
+    key: names the networks, the events and everything else but the method that a judgement depends on.
+    """
+
+    folder: Path | None = None
+    key: str = ""
+
+    def load(self, name: str, method: Method) -> Judged | None:
+        """What was kept of this method with this key; None if there is nothing."""
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        found = files.read_json(path)
+        return Judged(found["row"], np.array(found["values"])) if found["key"] == self._key(method) else None
+
+    def save(self, name: str, method: Method, judged: Judged) -> None:
+        """Keep it, if there is a folder."""
+        path = self._path(name)
+        if path is not None:
+            values = {"key": self._key(method), "row": judged.row, "values": judged.values.tolist()}
+            files.write_json(path, values)
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name}.json"
+
+    def _key(self, method: Method) -> str:
+        return files.digest([self.key, method.model_dump(mode="json")])
+
+
+def _judge(
+    method: Method,
+    subject: Subject,
+    provenance: Callable[[Method], Provenance],
+    game: Game,
+    networks: Mapping[str, Sequence[Model]],
+    regions: Mapping[str, Array],
+    shifts: int,
+) -> Judged:
+    """All measures of one method."""
+
+    def phi(changed: Subject) -> Array:
+        found = attribution.explain(method, changed, provenance(method))
+        assert isinstance(found, Explanation)  # as the first one of the method was
+        return of_objects(found)
+
+    whole = attribution.explain(method, subject, provenance(method)) if method.per_event else None
+    if not isinstance(whole, Explanation):
+        return Judged(None, np.zeros(0))
+    own, weight = of_objects(whole), subject.graphs.weight.numpy()
+    others = {kind: [phi(replace(subject, model=one)) for one in models] for kind, models in networks.items()}
+    others["donors"] = [phi(replace(subject, seed=subject.seed + 1))]
+    repeats = [phi(replace(subject, graphs=smeared(subject.graphs, subject.seed, i))) for i in range(shifts)]
+    change, size = sensitivity(own, repeats)
+    row = measure(game, own, weight) | {
+        "completeness": whole.relative_completeness_error,
+        "sensitivity": mean(np.where(size > 0, change / np.where(size > 0, size, 1), np.nan), weight),
+        "likeness": {kind: _likeness(own, found, game, weight) for kind, found in others.items()},
+        "spread": {kind: _spread(own, others[kind], weight) for kind in ("donors", "seeds")},
+        "means": _means([own, *others["seeds"]], subject.graphs, regions) if networks["seeds"] else [],
+    }
+    return Judged(row, own)
+
+
 def validate(
     methods: Mapping[str, Method],
     subject: Subject,
@@ -271,39 +366,26 @@ def validate(
     regions: Mapping[str, Array] | None = None,
     draws: int = 16,
     shifts: int = 3,
+    kept: Kept | None = None,
 ) -> dict[str, Any]:
     """All measures of all methods on the events of the subject, beside those of random values; JSON-able.
 
     shuffled: networks trained on shuffled labels; seeds: networks of other seeds of the training; regions: name -> mask
-    [B], where the spread of the means over the seeds is given. Methods that do not attribute the score of an event to
-    objects or features are left out. ResultError if none is left.
+    [B], where the spread of the means over the seeds is given; kept: where what is judged is kept. Methods that do not
+    attribute the score of an event to objects or features are left out. ResultError if none is left.
     """
-    weight = subject.graphs.weight.numpy()
+    weight, kept = subject.graphs.weight.numpy(), kept or Kept()
     game, networks = play(subject, draws), {"untrained": [subject.untrained], "shuffled": shuffled, "seeds": seeds}
     rows, values = {}, {}
     for name, method in track(methods.items(), "validate", len(methods)):
-
-        def phi(changed: Subject, method: Method = method) -> Array:
-            found = attribution.explain(method, changed, provenance(method))
-            assert isinstance(found, Explanation)  # as the first one of the method was
-            return of_objects(found)
-
-        whole = attribution.explain(method, subject, provenance(method)) if method.per_event else None
-        if not isinstance(whole, Explanation):
+        judged = kept.load(name, method)
+        if judged is None:
+            judged = _judge(method, subject, provenance, game, networks, regions or {}, shifts)
+            kept.save(name, method, judged)
+        if judged.row is None:
             log.info("%s attributes no score to objects: left out", name)
-            continue
-        own = values[name] = of_objects(whole)
-        others = {kind: [phi(replace(subject, model=one)) for one in models] for kind, models in networks.items()}
-        others["donors"] = [phi(replace(subject, seed=subject.seed + 1))]
-        repeats = [phi(replace(subject, graphs=smeared(subject.graphs, subject.seed, i))) for i in range(shifts)]
-        change, size = sensitivity(own, repeats)
-        rows[name] = measure(game, own, weight) | {
-            "completeness": whole.relative_completeness_error,
-            "sensitivity": mean(np.where(size > 0, change / np.where(size > 0, size, 1), np.nan), weight),
-            "likeness": {kind: _likeness(own, found, game, weight) for kind, found in others.items()},
-            "spread": {kind: _spread(own, others[kind], weight) for kind in ("donors", "seeds")},
-            "means": _means([own, *others["seeds"]], subject.graphs, regions or {}) if seeds else [],
-        }
+        else:
+            rows[name], values[name] = judged.row, judged.values
     if not rows:
         raise ResultError(
             "no method of this run attributes the score to objects or features; add one: --method shapley"
@@ -311,7 +393,8 @@ def validate(
     noise = np.random.default_rng(subject.seed).normal(size=game.present.shape) * game.present
     names = list(values)
     agreement = [[mean(likeness(values[a], values[b], game.present), weight)["value"] for b in names] for a in names]
-    return {"events": len(weight), "methods": rows, "random": measure(game, noise, weight), "agreement": agreement}
+    found = {"methods": rows, "random": measure(game, noise, weight), "agreement": agreement}
+    return {"events": len(weight), "shares": list(SHARES), **found}
 
 
 def _likeness(own: Array, others: Sequence[Array], game: Game, weight: Array) -> dict[str, float | None] | None:

@@ -9,14 +9,12 @@ import numpy as np
 
 from hepx.errors import DataError
 from hepx.results import Array, EventResult, Explanation, GroupExplanation
+from hepx.results_influence import Influence
 
 
 def to_pandas(result: EventResult) -> Any:
     """A pandas.DataFrame [B rows], see `EventResult.to_pandas`; DataError if pandas is not installed."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise DataError("to_pandas() needs pandas, which is not installed: pip install 'hepx[notebook]'") from error
+    pandas = _pandas()
     events = result.events
     columns: dict[str, Any] = {
         "sample": np.array(events.sample_names, dtype=object)[events.sample],
@@ -36,6 +34,20 @@ def to_pandas(result: EventResult) -> Any:
     both = joint[:, :, None] & joint[:, None, :]
     columns |= _columns("interaction", getattr(result, "interactions", None), both, players)
     return pandas.DataFrame(columns, index=pandas.Index(events.event_id, name="event_id"))
+
+
+def training_events(result: Influence) -> Any:
+    """A pandas.DataFrame [B rows], see `Influence.to_pandas`; DataError if pandas is not installed."""
+    pandas, columns = _pandas(), result.columns()
+    return pandas.DataFrame(columns, index=pandas.Index(columns.pop("event_id"), name="event_id"))
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise DataError("to_pandas() needs pandas, which is not installed: pip install 'hepx[notebook]'") from error
+    return pandas
 
 
 def _axes(result: EventResult) -> tuple[Array, tuple[tuple[str, ...], ...]]:

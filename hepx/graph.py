@@ -7,7 +7,7 @@ by another one and everything that depends on it follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -184,6 +184,23 @@ def concatenate(batches: Sequence[GraphBatch]) -> GraphBatch:
         raise DataError("batches of different layouts cannot be joined.")
     joined: dict[str, Any] = {name: torch.cat([batch.tensors()[name] for batch in batches]) for name in first.tensors()}
     return replace(first, **joined)
+
+
+def gather(batches: Iterable[GraphBatch], most: int) -> GraphBatch:
+    """Join batches of one layout as they come, at most so many events; unlike `concatenate` it holds each event once.
+
+    DataError if there is no batch.
+    """
+    whole, filled = None, 0
+    for batch in batches:
+        if whole is None:
+            whole = batch._map(lambda tensor: tensor.new_empty((most, *tensor.shape[1:])))
+        for into, tensor in zip(whole.tensors().values(), batch.tensors().values(), strict=True):
+            into[filled : filled + len(batch)] = tensor
+        filled += len(batch)
+    if whole is None:
+        raise DataError("there are no events to join.")
+    return whole[:filled]
 
 
 def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> GraphBatch:

@@ -29,11 +29,12 @@ from hepx.closure import wheres
 from hepx.config import parse
 from hepx.errors import ConfigError, DataError, ResultError, closest
 from hepx.evaluate import SIGNAL
-from hepx.faithfulness import validate
+from hepx.faithfulness import Kept, validate
 from hepx.graph import GraphBatch
 from hepx.influence import SCORES, Task, read_snapshots
 from hepx.influence.audit import Audit, AuditSettings, audit, examine
 from hepx.influence.distill import DistillSettings, Study, describe, execute, first_dropped, losses
+from hepx.influence.groups import Grouping, Question
 from hepx.influence.taxonomy import TaxonomySettings, TruthMet
 from hepx.influence.truth import true_met
 from hepx.insides import NULLS
@@ -50,9 +51,10 @@ from hepx.results import (
     Result,
     kind_of,
 )
+from hepx.results_influence import Influence
 from hepx.run import Run
 from hepx.settings import RunSettings
-from hepx.train import load_weights, refuse_training_events, training_weights
+from hepx.train import freeze, load_weights, refuse_training_events, training_weights
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,8 @@ KINDS: dict[str, type[Result]] = {
     kind.__name__: kind for kind in (Explanation, GroupExplanation, PairExplanation, Importance, ResponseCurve)
 }
 """What explain/*.npz may hold."""
+CONFUSED = "probability > 0.5 and label == 0"
+"""Background events that look like signal."""
 Selection = str | Array | torch.Tensor | GraphBatch | None
 """Which events: an expression, a mask [B] over all test events, event numbers, graphs, or None for all."""
 
@@ -134,22 +138,37 @@ class Trained:
         return attribution.explain(made, self._subject(graphs), where)
 
     def validate(
-        self, methods: Sequence[str] = (), limit: int = 200, beside: Sequence[str | os.PathLike[str]] = ()
+        self,
+        methods: Sequence[str] = (),
+        limit: int = 200,
+        beside: Sequence[str | os.PathLike[str]] = (),
+        keep: Path | None = None,
     ) -> dict[str, Any]:
         """How faithful the methods of the run's config, and `methods` with default settings, are: `hepx.faithfulness`.
 
         limit: test events, chosen at random; beside: folders of the same run with other seeds, whose networks must give
-        like explanations. A network of shuffled labels is used if the run has one (nulls/). Raises ConfigError if a run
-        beside is of another layout, DataError if it was trained on these events.
+        like explanations; keep: a folder where each method is kept once it is judged, so that it goes on when it was
+        stopped. A network of shuffled labels is used if the run has one (nulls/). Raises ConfigError if a run beside is
+        of another layout, DataError if it was trained on these events.
         """
         known = {one.result: one for one in self.settings.explain if not one.variation}
         known |= {name: _method(name, {}) for name in methods if name not in known}
         wanted = {name: one.model_copy(update={"events": limit}) for name, one in known.items()}
         graphs = subsample(self.test, limit, self.settings.seed)
-        regions = wheres(graphs, self.settings.closure.regions or self.settings.insides.regions)
-        networks = self._shuffled(), self._beside(beside, graphs)
-        found = validate(wanted, self._subject(graphs), self._where, *networks, regions)
+        regions = self.settings.closure.regions or self.settings.insides.regions
+        shuffled, seeds = self._shuffled(), self._beside(beside, graphs)
         where = self.run.provenance("validate", {"events": limit, "beside": [str(one) for one in beside]})
+        networks = [files.digest([v.tolist() for v in one.state_dict().values()]) for one in (*shuffled, *seeds)]
+        key = files.digest([where.checkpoint, where.data, where.seed, where.version, limit, networks, regions])
+        found = validate(
+            wanted,
+            self._subject(graphs),
+            self._where,
+            shuffled,
+            seeds,
+            wheres(graphs, regions),
+            kept=Kept(keep, key),
+        )
         return {**found, "provenance": asdict(where)}
 
     def _where(self, method: Method) -> Provenance:
@@ -168,13 +187,17 @@ class Trained:
         return found
 
     def _beside(self, folders: Sequence[str | os.PathLike[str]], graphs: GraphBatch) -> list[Model]:
+        return [other.model for other in self._runs_beside(folders, graphs)]
+
+    def _runs_beside(self, folders: Sequence[str | os.PathLike[str]], graphs: GraphBatch) -> list[Trained]:
+        """Runs of the same layout that were not trained on these events."""
         found = []
         for folder in folders:
             other = open_run(folder)
             if other.run.store().layout != graphs.layout:
                 raise ConfigError(f"run '{folder}' has other objects or samples; give one of another seed.")
             refuse_training_events(other.run.folder / "checkpoints", graphs.event_id.numpy())
-            found.append(other.model)
+            found.append(other)
         return found
 
     def scores_of_training(self, names: Sequence[str] = ("loss", "tracin")) -> dict[str, Array]:
@@ -183,7 +206,7 @@ class Trained:
         for name in names:
             if name not in SCORES:
                 raise ConfigError(f"unknown score '{name}'; {closest(name, SCORES)}")
-        task = self._task()
+        task = self._task(self.run.store().load("validation"))  # a test event decides nothing about training events
         return {name: SCORES[name]().of_training(task).double().numpy() for name in names}
 
     def audit(self, scores: Sequence[str] = ("loss", "tracin"), **settings: Any) -> Audit:
@@ -231,17 +254,56 @@ class Trained:
             "displays": first_dropped(study, self.predict(self.train), 2),
         }
 
-    def _task(self) -> Task:
-        """Who taught the model; queries are validation events, so that no test event decides about training events."""
-        folder = self.run.folder / "checkpoints"
+    def influence(self, score: str = "tracin", events: Selection = CONFUSED, **options: Any) -> Influence:
+        """What a score says of the training events: each alone, and as causes of the scores of some test events.
+
+        run.influence("trak", "score > 0.9 and sample == ttbar", ridge=0.1).to_pandas(). Arguments and errors as in
+        `ask`; nothing is written.
+        """
+        return self.ask(score, events, **options).answer()
+
+    def ask(
+        self,
+        score: str = "tracin",
+        events: Selection = CONFUSED,
+        limit: int = 200,
+        beside: Sequence[str | os.PathLike[str]] = (),
+        cache: Path | None = None,
+        **settings: Any,
+    ) -> Question:
+        """What `influence` answers, before it is.
+
+        events: as in `select`, by default background that looks like signal; at most `limit` of them, chosen at random.
+        beside: folders of the same run with other seeds, for scores that average over trainings; cache: a folder in
+        which gradients are kept. settings: of the score. Raises ConfigError for an unknown score or setting or a run
+        beside of another layout, ResultError for a training without snapshots.
+        """
+        if score not in SCORES:
+            raise ConfigError(f"unknown score '{score}'; {closest(score, SCORES)}")
+        made = parse(SCORES[score], settings, f"score '{score}'")
+        graphs = subsample(self.select(events), limit, self.settings.seed)
+        query = events if isinstance(events, str) else "events chosen in a notebook"
+        others = tuple(
+            other.run.folder / "checkpoints" / "best.safetensors" for other in self._runs_beside(beside, graphs)
+        )
+        asked = {**made.model_dump(mode="json"), "query": query, "limit": limit, "beside": [str(one) for one in beside]}
+        grouping = Grouping(self.settings.evaluate.points, tuple(self.settings.data.regions))
+        return Question(made, self._task(graphs, others, cache), query, grouping, self.run.provenance(score, asked))
+
+    def _task(self, query: GraphBatch, others: tuple[Path, ...] = (), cache: Path | None = None) -> Task:
+        """The training of this run, asked about some events; what was frozen has learned nothing from any."""
+        folder, model = self.run.folder / "checkpoints", self.run.model()
+        freeze(model, self.settings.train.freeze, self.settings.train.trainable_layers)
         return Task(
-            model=self.model,
+            model=model,
             trained=folder / "best.safetensors",
             snapshots=read_snapshots(folder),
             train=self.train,
             weight=training_weights(self.train, self.settings.train.weights),
-            query=self.run.store().load("validation"),
+            query=query,
             seed=self.settings.seed,
+            others=others,
+            cache=cache,
         )
 
     def _truth(self) -> tuple[TruthMet | None, list[str]]:

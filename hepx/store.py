@@ -24,8 +24,8 @@ from safetensors.torch import save
 
 from hepx import events, files
 from hepx.errors import ConfigError, DataError, closest
-from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings
-from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
+from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings, WeightSums
+from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, gather, make_layout
 from hepx.order import BLOCK, shuffled_blocks
 from hepx.progress import progress, track
 from hepx.random import scramble, unit
@@ -110,10 +110,12 @@ def convert(
     layout = make_layout(graph, list(data.samples), labels, events.extra_observables(schema, data))
     job = Job(data, graph, schema, layout, Path.cwd(), folder.absolute())
     inputs = _inspect(job, execution.skip_bad_files)
+    _refuse_same_file(inputs)
     tasks = _plan(job, inputs)
     if not all(_is_finished(folder, task) for task in tasks):
         (folder / "dataset.json").unlink(missing_ok=True)  # before a shard that it names is replaced
     parts, problems = _carry_out(job, tasks, execution)
+    weights = _weights(job, tasks, parts)
     inputs = [replace(one, problem=problems.get((one.sample, one.path), one.problem)) for one in inputs]
     _say_skipped(inputs)
     tasks = [task for task in tasks if (task.sample, task.path) not in problems]
@@ -126,6 +128,7 @@ def convert(
         "split": part.model_dump(),
         "sources": [asdict(one.source) for one in inputs if one.source and not one.problem],
         "skipped": [{"sample": one.sample, "path": one.path, "why": one.problem} for one in inputs if one.problem],
+        "weights": {name: asdict(sums) for name, sums in weights.items()},
         **_describe(job, _of_variation(job, tasks, ""), parts, ""),
     }
     if data.variations:
@@ -262,17 +265,51 @@ def _attempt(job: Job, task: Task) -> str | None:
 def _convert_task(job: Job, task: Task) -> None:
     note, shard = _paths(job.folder, task)
     note.unlink(missing_ok=True)  # a note never stands beside a shard it does not describe
-    batches, flows = [], []
+    flows, sums = [], WeightSums()
     path, variation = locate(task.path, job.root), job.data.varied(task.variation)
-    for batch in events.read_events(path, job.schema, job.data, task.sample, task.start, task.stop, variation):
-        kept, flow = events.select(batch, job.data.select)
-        batches.append(build_graphs(kept, job.graph, job.layout))
-        flows.append([asdict(cut) for cut in flow])
-    graphs = concatenate(batches)
+
+    def batches() -> Iterator[GraphBatch]:
+        nonlocal sums
+        for batch in events.read_events(path, job.schema, job.data, task.sample, task.start, task.stop, variation):
+            kept, flow = events.select(batch, job.data.select)
+            sums += batch.weight_sums
+            flows.append([asdict(cut) for cut in flow])
+            yield build_graphs(kept, job.graph, job.layout)
+
+    graphs = gather(batches(), task.stop - task.start)
     with files.atomic(shard) as temporary:
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}))
     part = {"sample": task.sample, "events": len(graphs), "cutflow": _sum_cutflow(flows), "recipe": task.recipe}
+    part["weights"] = asdict(sums)
     files.write_json(note, part)
+
+
+def _weights(job: Job, tasks: Sequence[Task], parts: Mapping[str, Part]) -> dict[str, WeightSums]:
+    """For each sample what the policy for negative weights changed, nominal events; logged if it has such weights."""
+    found = dict.fromkeys(job.data.samples, WeightSums())
+    for task in tasks:
+        note = {} if task.variation else parts.get(task.shard, {})
+        if "weights" in note:  # not there: a shard of an earlier version, still good
+            found[task.sample] += WeightSums(**note["weights"])
+    for name, sums in found.items():
+        if sums.negative:
+            log.info("sample '%s': %s", name, sums.describe(job.data.negative_weights))
+    return found
+
+
+def _refuse_same_file(inputs: Sequence[InputFile]) -> None:
+    """DataError if two samples name the same file, or a copy of it: its events would be both, whatever their
+    channels."""
+    seen: dict[Any, InputFile] = {}
+    for one in inputs:
+        if one.source is not None:
+            earlier = seen.setdefault((one.source.uuid, one.source.size, one.source.num_events), one)
+            if earlier.sample != one.sample:
+                raise DataError(
+                    f"samples '{earlier.sample}' and '{one.sample}' name the same file ({earlier.path} and {one.path}; "
+                    "its writer's identity, size and number of events are equal), so its events would be in both. "
+                    "Mend data.samples."
+                )
 
 
 def _say_skipped(inputs: Sequence[InputFile]) -> None:

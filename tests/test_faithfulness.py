@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,71 @@ def test_the_game_is_that_of_shapley(subject: Subject, provenance: Provenance) -
         expected[:, list(order)] += np.diff(game.worth[:, sets], axis=1) / len(orders)
     np.testing.assert_allclose(phi, expected, atol=1e-5)
     np.testing.assert_array_equal(game.present, subject.graphs.mask.numpy())
+
+
+def test_definitions_of_quantus(game: Game, phi: np.ndarray[Any, Any]) -> None:
+    """Oracle: the definitions of Quantus 0.6, written out: it replaces by constants, knows no weights or graphs, and
+    brings a hundred packages. PixelFlipping: the score as features are replaced by falling attribution;
+    FaithfulnessCorrelation: Pearson's r of the removed attribution and the change of the score, over subsets; MPRT: the
+    rank correlation with the explanation of a randomised model."""
+    weight = np.linspace(0.5, 1.5, 12)
+    insertion, deletion = faithfulness.curves(game, phi)
+    other = np.random.default_rng(5).normal(size=phi.shape)
+    alike = faithfulness.likeness(phi, other, game.present)
+    together = faithfulness.set_correlation(game, phi)
+    for event in range(12):
+        objects = np.flatnonzero(game.present[event])
+        order = objects[np.argsort(-phi[event, objects])]
+        removed = [FULL - int((2 ** order[:k]).sum()) for k in range(len(order) + 1)]
+        np.testing.assert_allclose(deletion[event, : len(removed)], game.worth[event, removed])
+        np.testing.assert_allclose(insertion[event, : len(removed)], game.worth[event, [FULL - s for s in removed]])
+        drops = [game.worth[event, FULL] - game.worth[event, FULL - s] for s in range(FULL + 1)]
+        sums = [sum(phi[event, i] for i in range(SLOTS) if s >> i & 1) for s in range(FULL + 1)]
+        assert together[event] == pytest.approx(stats.pearsonr(drops, sums).statistic)
+        a, b = np.abs(phi[event, objects]), np.abs(other[event, objects])
+        assert alike[event] == pytest.approx(stats.spearmanr(a, b).statistic)
+    # the mean curves pass through the ends, and the area between them is the order before it is normalised
+    mean = faithfulness.mean_curves(game, phi, weight)
+    for kind, ends in (("insertion", (0, -1)), ("deletion", (-1, 0))):
+        found = [mean[kind][i]["value"] for i in (0, -1)]
+        assert found == pytest.approx([np.average(game.worth[:, end], weights=weight) for end in ends])
+    full = Game(game.worth[6:], game.present[6:])  # four objects each: the shares are their steps
+    steps = faithfulness.mean_curves(full, phi[6:], weight[6:])
+    gaps = [steps["insertion"][k]["value"] - steps["deletion"][k]["value"] for k in (1, 2, 3)]  # type: ignore[operator]
+    expected = np.average(faithfulness.order_gap(full, phi[6:]), weights=weight[6:])
+    assert np.mean(gaps) == pytest.approx(expected)
+
+
+def test_a_stopped_validation_goes_on(subject: Subject, provenance: Provenance, tmp_path: Path) -> None:
+    """What was judged is not judged again, and the end is the same; another key judges all anew."""
+    methods = {"shapley": Shapley(draws=2), "occlusion": Occlusion(draws=2)}
+    calls: list[str] = []
+
+    def where(method: Any) -> Provenance:
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(method.name)
+        return provenance
+
+    def run(folder: Path | None, key: str = "a") -> Any:
+        kept = faithfulness.Kept(folder, key)
+        return faithfulness.validate(methods, subject, where, draws=2, shifts=1, kept=kept)
+
+    stop = 1000
+    whole = run(None)
+    number, stop = len(calls), len(calls) * 3 // 4 + len(calls)  # in the middle of the second method
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.json")] == ["shapley.json"]
+    calls.clear()
+    stop = 1000
+    assert run(tmp_path) == whole
+    assert calls == ["occlusion"] * (number // 2)
+    calls.clear()
+    assert run(tmp_path) == whole
+    assert calls == []
+    assert run(tmp_path, "b") == whole
+    assert len(calls) == number
 
 
 def test_good_explanations_are_told_from_bad_ones(subject: Subject, provenance: Provenance) -> None:

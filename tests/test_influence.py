@@ -41,9 +41,9 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     settings = TrainSettings(epochs=4, batch_size=32, lr=3e-3, snapshots=3)
     fit(model, graphs[:300], graphs[300:400], settings, 1, folder)
     generator = torch.Generator().manual_seed(2)
-    weight = torch.rand(300, generator=generator) * 2 - 0.3
+    weight = torch.rand(160, generator=generator) * 2 - 0.3
     return Task(
-        model, folder / "best.safetensors", read_snapshots(folder), graphs[:300], weight, graphs[400:440], seed=3
+        model, folder / "best.safetensors", read_snapshots(folder), graphs[:160], weight, graphs[400:420], seed=3
     )
 
 
@@ -309,8 +309,8 @@ def test_a_score_does_not_depend_on_order_and_blocks(
     first = _results(score, task)
     order = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(1))
     turned = _results(score, replace(task, train=task.train[order], weight=task.weight[order]))
-    monkeypatch.setattr("hepx.influence.store.ROWS", 128)
-    monkeypatch.setattr("hepx.influence.baselines.ROWS", 128)
+    monkeypatch.setattr("hepx.influence.store.ROWS", 64)
+    monkeypatch.setattr("hepx.influence.baselines.ROWS", 64)
     sketched = make(name, projection=64) if "projection" in SCORES[name].model_fields else score
     blocks = _results(sketched, replace(task, cache=tmp_path))
     monkeypatch.undo()
@@ -326,7 +326,7 @@ def test_kept_gradients_are_computed_once_by_anyone(
     name: str, task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Three shards, one of them killed half-way, fill the cache; then nothing is computed any more."""
-    monkeypatch.setattr("hepx.influence.store.ROWS", 64)
+    monkeypatch.setattr("hepx.influence.store.ROWS", 32)
     kept, score = replace(task, cache=tmp_path / "shared"), SCORES[name](projection=64)
     expected = score.influence(replace(task, cache=tmp_path / "alone"))
     for shard in (0, 1, 2):
@@ -345,16 +345,16 @@ def test_kept_gradients_are_computed_once_by_anyone(
 
 
 def test_exact_influence_on_many_queries_is_refused(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hepx.influence.store.MAX_EXACT", 1e6)
-    with pytest.raises(ConfigError, match=r"projection=0 \(exact\) keeps .* GB .*40 queries"):
+    monkeypatch.setattr("hepx.influence.store.MAX_EXACT", 1e5)
+    with pytest.raises(ConfigError, match=r"projection=0 \(exact\) keeps .* GB .*20 queries"):
         SCORES["tracin"](projection=0).influence(task)
 
 
 def test_flipped_labels_have_the_largest_losses(task: Task) -> None:
     """Labels turned after the training are hard to explain; order and control by random numbers."""
-    chosen = torch.arange(300) % 10 == 0
+    chosen = torch.arange(160) % 10 == 0
     y = torch.where(chosen, 1 - task.train.y, task.train.y)
-    flipped = replace(task, train=replace(task.train, y=y), weight=torch.ones(300))
+    flipped = replace(task, train=replace(task.train, y=y), weight=torch.ones(160))
     for name in ("loss", "el2n", "tracin", "last_layer"):
         found = make(name).of_training(flipped)
         assert float((found[chosen][:, None] > found[~chosen]).float().mean()) > 0.6, name

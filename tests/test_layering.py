@@ -27,6 +27,7 @@ LAYERS = [
         "results",
         "results_network",
         "results_closure",
+        "results_influence",
         "frames",
         "metrics",
         "trees",

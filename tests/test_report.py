@@ -34,6 +34,7 @@ from hepx.results import (
     ResponseCurve,
 )
 from hepx.results_closure import Closure, Fidelity, MeanAttribution, Ranking, Separation, Usage
+from hepx.results_influence import Influence
 from hepx.results_network import (
     AttentionMap,
     Dictionary,
@@ -56,6 +57,7 @@ TYPE_OF = {"b": "bjet", "j": "jet", "l": "lepton", "m": "met"}
 TYPES = ("jet", "bjet", "lepton", "met")
 FEATURES = {"pt": "GeV", "eta": "", "phi": "rad", "mass": "GeV", "btag": "", "met_significance": ""}
 HAS = {"jet": 5, "bjet": 5, "lepton": 3, "met": 3}  # number of leading features, E_T^miss without η
+SHARES = [0.0, 0.25, 0.5, 0.75, 1.0]
 SHOWN = ("mbb", "mt", "mct", "met", "delta_r_bb")
 PROVENANCE = Provenance(
     "shapley", {"baseline": "background", "draws": 16}, "c0ffee", "badcafe", "f00d", 42, "0.1.0", "abc", "cpu"
@@ -291,6 +293,30 @@ def make_closure(shapley: Explanation) -> Closure:
     return Closure(information, usage, rankings, fidelity, means, 200, where)
 
 
+def make_validation(shapley: Explanation) -> dict[str, Any]:
+    """Two methods, one as good as random values; no other seeds."""
+    good, bad = {"value": 0.8, "error": 0.02}, {"value": 0.0, "error": 0.05}
+    keys = ("order", "infidelity", "correlation", "fidelity_plus", "fidelity_minus", "unfaithfulness", "sensitivity")
+
+    def row(measured: dict[str, float], gain: float) -> dict[str, Any]:
+        curves = {
+            kind: [{"value": 4 * s * (1 + sign * gain * (1 - s)) - 2, "error": 0.1} for s in shares]
+            for kind, shares, sign in (("insertion", SHARES, 1), ("deletion", SHARES[::-1], -1))
+        }
+        likeness = {"donors": good, "seeds": None, "untrained": bad, "shuffled": None}
+        spread = {"donors": 0.1, "seeds": None}
+        return dict.fromkeys(keys, measured) | {"curves": curves, "likeness": likeness, "spread": spread, "means": []}
+
+    return {
+        "events": 200,
+        "shares": SHARES,
+        "methods": {"shapley": row(good, 0.8), "saliency": row(bad, 0.1)},
+        "random": row(bad, 0.0),
+        "agreement": [[1.0, 0.4], [0.4, 1.0]],
+        "provenance": asdict(replace(shapley.provenance, method="validate", settings={})),
+    }
+
+
 def make_links(explanation: Explanation) -> dict[str, Any]:
     """One link for every second observable, some below their null."""
     objects = {"mbb": ("b1", "b2"), "mt": ("lepton", "met"), "met": ("met",), "ht": ("b1", "b2", "j3")}
@@ -421,12 +447,159 @@ def make_varied(nominal: Explanation) -> Explanation:
     return replace(nominal, events=events, values=values, error=None, interactions=None, **parts)
 
 
+def make_share(value: float) -> dict[str, float]:
+    return {"value": value, "low": 0.7 * value, "high": min(1.0, 1.4 * value)}
+
+
+def make_rate(category: str, stratum: tuple[str, str], chosen_by: str, rate: float) -> dict[str, Any]:
+    """Rate of a category: 4 % in all events."""
+    shares = {"rate": make_share(rate), "rate_of_all": make_share(0.04), "enrichment": make_share(rate / 0.04)}
+    kind, name = stratum
+    return {
+        "stratum": kind,
+        "name": name,
+        "category": category,
+        "chosen_by": chosen_by,
+        "events": 60,
+        "found": 9,
+        **shares,
+    }
+
+
+def make_picture(events: EventTable, i: int) -> dict[str, Any]:
+    objects = [
+        {"slot": slot, "type": events.types[n], "truth_parent": int(events.truth_parent[i, n])}
+        | dict(zip(FEATURES, events.x[i, n].tolist(), strict=True))
+        for n, slot in enumerate(SLOTS)
+        if events.mask[i, n]
+    ]
+    observables = dict(zip(SHOWN, events.observables[i].tolist(), strict=True))
+    about = {"channel": 900000, "event": i, "sample": SAMPLES[events.sample[i]], "model_score": -1.5}
+    return {**about, "objects": objects, "observables": observables}
+
+
+def make_audit(events: EventTable, run: Path) -> None:
+    """An audit that finds wrong b pairs, and its list."""
+    strata = [("all", ""), *(("process", name) for name in SAMPLES), ("region", "with_j3")]
+    sets, categories = ("any", "loss", "random"), ("wrong_b_pair", "duplicate")
+    rates = [
+        make_rate(category, stratum, chosen_by, 0.04 if chosen_by == "random" else 0.3)
+        for category in categories
+        for stratum in strata
+        for chosen_by in sets
+    ]
+    pictures = [
+        {"rank": i + 1, "reason": "loss", "categories": ["wrong_b_pair"], **make_picture(events, i)} for i in range(3)
+    ]
+    about = [{"name": "wrong_b_pair", "what": "", "by": "truth", "known": 600, "found": 24}]
+    about += [{"name": "duplicate", "what": "", "by": "rule", "known": 600, "found": 0}]
+    values = {
+        "settings": {"share": 0.1},
+        "num_events": 600,
+        "suspicious": 60,
+        "criteria": ["loss", "twin"],
+        "notes": [],
+    }
+    values |= {"categories": about, "rates": rates, "displays": pictures, "provenance": asdict(PROVENANCE)}
+    files.write_json(run / "influence" / "audit.json", values)
+    lines = ["rank,channel,event,sample,tail,reason,categories,loss,score,mbb,mt,mct,met"]
+    lines += [f"{i},900000,{i},signal,0.002,loss,wrong_b_pair; none,4.2,-3.1,250,80,,120" for i in range(1, 20)]
+    files.write_text(run / "influence" / "audit.csv", "\n".join(lines) + "\n")
+
+
+def make_arm(score: str, order: str, equal: str, fraction: float, gain: float) -> dict[str, Any]:
+    """A way to train; `gain` over random removal in units of its error 0.001."""
+    word = "equal" if abs(gain) <= 2 else "better" if gain > 0 else "worse"
+    found = {
+        "value": gain * 1e-3,
+        "error": 1e-3,
+        "training_error": 1e-3,
+        "test_error": 0.0,
+        "sigmas": gain,
+        "word": word,
+    }
+    versus = {"full": None if score == "full" else found, "random": found if score == "tracin" else None, "short": None}
+    about = {"score": score, "order": order, "fraction": fraction, "equal": equal, "epochs": 10, "sets": 1}
+    measured = {"events": 600, "steps": 20, "cpu_seconds": 1.5, "auc": 0.95, "auc_error": 0.002, "auc_by_seed": [0.95]}
+    return {**about, **measured, "rejection": 30.0, "rejection_error": 2.0, "versus": versus}
+
+
+def make_distilled(events: EventTable) -> dict[str, Any]:
+    """A study whose score is as good as random removal, but the lowest values are needed."""
+    key = {"score": "tracin", "fraction": 0.5}
+    rows = [make_arm("full", "", "events", 0.0, 0), make_arm("short", "", "steps", 0.5, -0.5)]
+    for equal in ("events", "steps"):
+        rows += [make_arm("random", "", equal, 0.5, -1), make_arm("tracin", "highest", equal, 0.5, 0.4)]
+        rows += [make_arm("tracin", "lowest", equal, 0.5, -6)]
+    before = (np.ones(6) / 6).tolist()
+    shape = {"before": before, "after": before, "ratio": [1.0] * 6, "ratio_error": [0.1] * 6, "chi2": 5.0, "bins": 5}
+    removals = [{**key, "order": order} for order in ("highest", "lowest")]
+    counts = {"sample": "ttbar", "label": 0, "events_before": 300, "events_after": 100, "share_before": 0.9}
+    means = {"sample": "ttbar", "observable": "mbb", "unit": "GeV", "dropped": 150.0, "dropped_error": 3.0}
+    return {
+        "settings": {"seeds": [1, 2, 3], "sets": 4},
+        "notes": [],
+        "rows": rows,
+        "verdict": ["No score chose events to drop better than chance."],
+        "test": {"events": 3600},
+        "composition": [{**one, **counts, "share_after": 0.8, "dropped": make_share(0.6)} for one in removals],
+        "shapes": [
+            {**one, **shape, "observable": "mbb", "label": label, "edges": [0.0, 50, 100, 150, 200, 250, 900]}
+            | {"distance": 0.2, "null": 0.05}
+            for one in removals
+            for label in (0, 1)
+        ],
+        "means": [{**one, **means, "kept": 120.0, "kept_error": 2.0} for one in removals],
+        "dropped": [{**one, **make_rate("wrong_b_pair", ("all", ""), "dropped", 0.1)} for one in removals],
+        "displays": [{**one, "value": 0.3, **make_picture(events, i)} for i, one in enumerate(removals)],
+        "provenance": asdict(PROVENANCE),
+    }
+
+
 CONFIG = """name: synthetic
 seed: 42
 data:
   samples: {signal: {xsec_pb: 1.0}}
   variations: {jes_up: {scale: {jet.pt: 1.05}}, jes_down: {scale: {jet.pt: "1 - 0.04 * tagged"}, samples: [ttbar]}}
 """
+
+
+def make_influence(events: EventTable, rng: np.random.Generator) -> Influence:
+    """A score by which signal pushes towards signal; the first events are the queries."""
+    number, sign = len(events), np.where(events.y == 1, 1.0, -1.0)
+    queries = {name: one[:20] if isinstance(one, np.ndarray) else one for name, one in vars(events).items()}
+    extremes = np.argsort(rng.normal(size=(20, number)), axis=1)[:, :5]
+    inside = np.stack([events.sample == i for i in range(len(SAMPLES))])
+    mean = sign * rng.exponential(size=number)
+    return Influence(
+        score="tracin",
+        query="label == 0",
+        events=EventTable(**queries),
+        query_score=rng.normal(size=20),
+        train_id=events.event_id,
+        train_sample=events.sample,
+        train_label=events.y,
+        train_weight=events.weight,
+        loss_weight=events.weight,
+        train_observables=events.observables,
+        own=rng.exponential(size=number),
+        mean=mean,
+        mean_error=np.full(number, 0.1),
+        proponents=extremes,
+        proponent_values=np.abs(rng.normal(size=(20, 5))),
+        opponents=extremes[::-1],
+        opponent_values=-np.abs(rng.normal(size=(20, 5))),
+        by=("sample",) * len(SAMPLES),
+        group=tuple(SAMPLES),
+        num_events=inside.sum(1),
+        share=inside.mean(1),
+        total=inside @ mean,
+        total_error=np.sqrt(inside @ mean**2),
+        expected=inside.sum(1) * mean.mean(),
+        own_mean=np.ones(len(SAMPLES)),
+        own_error=np.full(len(SAMPLES), 0.1),
+        provenance=PROVENANCE,
+    )
 
 
 def write_run(run: Path) -> Path:
@@ -441,8 +614,12 @@ def write_run(run: Path) -> Path:
     make_experts(rng).save(run / "experts.json")
     make_representation(rng).save(run / "representation.json")
     make_closure(shapley).save(run / "closure.json")
+    files.write_json(run / "validate.json", make_validation(shapley))
     stability = [asdict(Stability(i, 3, 0.3, 0.05, 0.2, 0.4, 0.5, 0.1, 0.02)) for i in range(2)]
     files.write_json(run / "stability.json", {"runs": ["a", "b", "c"], "layers": stability})
+    make_audit(shapley.events, run)
+    make_influence(shapley.events, np.random.default_rng(8)).save(run / "influence" / "scores" / "tracin.npz")
+    files.write_json(run / "influence" / "distill.json", make_distilled(shapley.events))
     table = make_scores(rng)
     pq.write_table(table, run / "scores.parquet")
     make_varied(shapley).save(run / "explain" / "shapley@jes_up.npz")
@@ -509,7 +686,7 @@ def test_report_is_one_file_that_loads_nothing(run: Path) -> None:
 def test_links_of_the_contents_lead_somewhere(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     targets = re.findall(r'href="#(\w+)"', text)
-    assert len(targets) == 14
+    assert len(targets) == 17
     assert all(f'id="{target}"' in text for target in targets)
 
 

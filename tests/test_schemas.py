@@ -315,18 +315,20 @@ def graphs_of(batch: EventBatch) -> Any:
 # --- weights and regions ----------------------------------------------------------------------------------------------
 
 
-def test_policies_for_negative_weights(caplog: pytest.LogCaptureFixture) -> None:
+def test_policies_for_negative_weights() -> None:
     weight = np.array([2.0, -1.0, 1.0, -0.5])
-    signed, kept = apply_policy(weight, "signed", "x")
+    signed, kept, unchanged = apply_policy(weight, "signed")
     assert kept.all()
     np.testing.assert_array_equal(signed, weight)
-    np.testing.assert_array_equal(apply_policy(weight, "abs", "x")[0], np.abs(weight))
-    changed, kept = apply_policy(weight, "drop", "x")
+    assert (unchanged.before, unchanged.squares_before) == (unchanged.after, unchanged.squares_after)
+    np.testing.assert_array_equal(apply_policy(weight, "abs")[0], np.abs(weight))
+    changed, kept, sums = apply_policy(weight, "drop")
     np.testing.assert_array_equal(changed[kept], [2.0, 1.0])
-    assert "x: 2 of 4 weights are negative (drop): yield 1.5 -> 3, effective events 0.4 -> 1.8" in caplog.text
-    caplog.clear()
-    apply_policy(np.abs(weight), "drop", "x")
-    assert not caplog.text
+    said = "2 of 4 weights are negative (drop): yield 1.5 -> 3, effective events 0.4 -> 1.8"
+    assert sums.describe("drop") == said
+    parts = [apply_policy(weight[part], "drop")[2] for part in (slice(1), slice(1, 4))]
+    assert (parts[0] + parts[1]).describe("drop") == said
+    assert apply_policy(np.abs(weight), "drop")[2].negative == 0
     assert effective_events(np.ones(7)) == 7
     assert effective_events(np.zeros(0)) == 0
 
@@ -670,6 +672,10 @@ def test_inspect_says_which_schema_fits(small: Path) -> None:
     assert "schema atlas_open_2025: fits" in result.output
     assert "schema atlas_open_2020: does not fit: there is no tree mini" in result.output
     assert "optional branches found: met_sig" in result.output
+    assert "in a config: data.schema: atlas_open_2025" in result.output
+    others = {name: schema for name, schema in SCHEMAS.items() if name != "atlas_open_2025"}
+    unfitting = events.describe(events.inspect(small, others))[-1]
+    assert unfitting.startswith(f"no schema fits: hepx inspect {small} --write-schema")
     with pytest.raises(DataError, match="has no tree 'mini'"):
         CliRunner().invoke(app, ["inspect", str(small), "--schema", "atlas_open_2020"], catch_exceptions=False)
 

@@ -290,6 +290,38 @@ def test_repeated_events_are_found_in_several_passes(
         assert not (tmp_path / "d" / "dataset.json").exists()
 
 
+def test_one_file_in_two_samples_is_refused(roots: Path, tmp_path: Path) -> None:
+    """Also under another name, and although each sample gives its events a channel of their own."""
+    copy = tmp_path / "copy.root"
+    copy.write_bytes((roots / "b.root").read_bytes())
+    for name in (roots / "b.root", copy):
+        samples = {"one": {"files": str(roots / "b.root"), "label": 1, "channel": 1}}
+        samples["two"] = {"files": str(name), "label": 0, "channel": 2}
+        with pytest.raises(DataError, match=r"samples 'one' and 'two' name the same file \(.*b.root and .*\.root;"):
+            convert(parse(DataSettings, {"samples": samples}, "data"), GraphSettings(), tmp_path / "d")
+
+
+def test_effect_of_negative_weights_is_said_once_and_noted(
+    roots: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For all steps and tasks of a sample together, as its file gives it; a second conversion repeats it."""
+    caplog.set_level("INFO")
+    variations = {"up": {"scale": {"jet.pt": 1.01}}}
+    data = settings(
+        str(roots / "s0.root"), str(roots / "b.root"), negative_weights="drop", select=None, variations=variations
+    )
+    batches = list(events.read_events(roots / "b.root", load_schema("atlas_open_2025"), settings("", ""), "background"))
+    weight = np.concatenate([batch.weight for batch in batches])
+    for _ in range(2):
+        caplog.clear()
+        found = convert(data, GraphSettings(), tmp_path).manifest["weights"]["background"]
+        assert (found["events"], found["negative"]) == (NUM_BACKGROUND, (weight < 0).sum())
+        np.testing.assert_allclose([found["before"], found["after"]], [weight.sum(), weight[weight > 0].sum()])
+        np.testing.assert_allclose(found["squares_after"], (weight[weight > 0] ** 2).sum())
+        assert caplog.text.count("sample 'background': ") == 1
+        assert f"{(weight < 0).sum()} of {NUM_BACKGROUND} weights are negative (drop): yield" in caplog.text
+
+
 def test_folds_cover_every_event_once() -> None:
     ids = np.arange(410470 * 10**12, 410470 * 10**12 + 50_000)
     found = np.stack([split_index(ids, FoldSettings(folds=5, fold=fold)) for fold in range(5)])

@@ -88,10 +88,15 @@ class Paths:
         self.start = nearest_phi(donors.to(device), self.x[:, None])
         self.score = score_function(model, subject.target)
 
-    def gradient(self, points: Float[Tensor, "r k N F"], event: Int[Tensor, "r"] | None = None) -> Tensor:
-        """∂score/∂x [r, k, N, F] in float64 on the CPU at k points each of some events (of all, in order)."""
-        extra = self.extra if event is None else tuple(tensor[event] for tensor in self.extra)
-        return gradient(self.score, points, extra)
+    def gradient(self, points: Float[Tensor, "b k N F"]) -> Float[Tensor, "b k N F"]:
+        """∂score/∂x in float64 on the CPU at k points of each event."""
+        return gradient(self.score, points, self.extra)
+
+    def slopes(
+        self, points: Float[Tensor, "r k N F"], event: Int[Tensor, "r"]
+    ) -> tuple[Float[Tensor, "r k N F"], Float[Tensor, "r k"]]:
+        """∂score/∂x and the score, float64 on the CPU, at k points each of some events."""
+        return slopes(self.score, points, tuple(tensor[event] for tensor in self.extra))
 
     def ends(self) -> tuple[Float[Tensor, "b"], Float[Tensor, "b K"]]:
         """Score of the event and of each replacement, float64 on the CPU."""
@@ -140,14 +145,22 @@ def repeated(extra: tuple[Tensor, ...], num_rows: int) -> tuple[Tensor, ...]:
 
 def gradient(score: Score, points: Float[Tensor, "b k N F"], extra: tuple[Tensor, ...]) -> Float[Tensor, "b k N F"]:
     """∂score/∂x at k points of each event, float64 on the CPU, in passes of bounded size."""
+    return slopes(score, points, extra)[0]
+
+
+def slopes(
+    score: Score, points: Float[Tensor, "b k N F"], extra: tuple[Tensor, ...]
+) -> tuple[Float[Tensor, "b k N F"], Float[Tensor, "b k"]]:
+    """The gradient, and the score itself, which comes with it."""
     rows = in_blocks(points)
-    arguments, slopes = repeated(extra, len(rows)), []
+    arguments, parts = repeated(extra, len(rows)), []
     for start in range(0, len(rows), ROWS):
         part = slice(start, start + ROWS)
         x = rows[part].detach().requires_grad_()
-        value = score(x, *(tensor[part] for tensor in arguments)).sum()
-        slopes.append(torch.autograd.grad(value, x)[0].double().cpu())
-    return from_blocks(torch.cat(slopes), points.shape)
+        value = score(x, *(tensor[part] for tensor in arguments))
+        parts.append((torch.autograd.grad(value.sum(), x)[0].double().cpu(), value.detach().double().cpu()))
+    found = (from_blocks(torch.cat(one), points.shape) for one in zip(*parts, strict=True))
+    return next(found), next(found)
 
 
 def nearest_phi(donors: Float[Tensor, "b K N F"], x: Float[Tensor, "b 1 N F"]) -> Float[Tensor, "b K N F"]:

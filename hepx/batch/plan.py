@@ -16,7 +16,7 @@ TRAINING = ("train", "evaluate", "explain", "report", "run")
 """Verbs that train first if that is not done yet."""
 EXPLAINING = ("explain", "report", "run")
 """Verbs that explain first if that is not done yet."""
-JOINING = ("sweep",)
+JOINING = ("sweep", "influence")
 """Verbs that, without --shard, put together what the shards have done."""
 REFUSED = ("submit", "inspect")
 
@@ -24,7 +24,7 @@ REFUSED = ("submit", "inspect")
 def read_line(verb: str, arguments: Sequence[str], values: Mapping[str, Any]) -> Line:
     """Check what follows a verb, parsed into `values`: a wrong config is found now and not after hours in the queue."""
     runs, changes, line = Path(values.get("runs") or "runs"), list(values.get("overrides") or []), tuple(arguments)
-    shards, target = "shard" in values, values.get("target")
+    shards, target = "shard" in values, values.get("target", values.get("run"))
     if verb == "sweep":
         return Line(verb, line, Sweep(values["config"], changes, runs).folder, shards=shards)
     if target is None:

@@ -25,7 +25,7 @@ from hepx.events.reading import (
 )
 from hepx.events.schema import MissingMomentum, Normalization, ObjectSchema, Schema, Tagger
 from hepx.events.settings import DataSettings, FoldSettings, SampleSettings, SplitSettings, VariationSettings
-from hepx.events.weights import EVENT_NUMBERS, FACTORS
+from hepx.events.weights import EVENT_NUMBERS, FACTORS, WeightSums
 
 __all__ = [
     "EVENTS_PER_STEP",
@@ -46,6 +46,7 @@ __all__ = [
     "SplitSettings",
     "Tagger",
     "VariationSettings",
+    "WeightSums",
     "describe",
     "extra_observables",
     "find_files",

@@ -74,9 +74,10 @@ def inspect(path: Location, schemas: Mapping[str, Schema], every_branch: bool = 
 
 
 def _fit(tables: Mapping[str, Table], name: str, schema: Schema) -> Fit:
-    table = next((tables[found] for wanted in schema.trees for found in fnmatch.filter(tables, wanted)), None)
-    if table is None:
+    matching = next(filter(None, (fnmatch.filter(tables, wanted) for wanted in schema.trees)), None)
+    if matching is None:
         return Fit(name, problem=f"there is no tree {' or '.join(schema.trees)}")
+    table = min((tables[one] for one in matching), key=lambda one: (len(_missing(one, schema)), -len(one.columns)))
     missing = _missing(table, schema)
     if missing:
         more = f" and {len(missing) - NUM_MISSING} more" if len(missing) > NUM_MISSING else ""
@@ -119,7 +120,16 @@ def describe(report: FileReport) -> list[str]:
     lines += [f"tree '{name}': {problem}" for name, problem in report.unreadable.items()]
     for fit in report.fits:
         lines += _describe_fit(fit)
-    return lines
+    return lines + _advice(report)
+
+
+def _advice(report: FileReport) -> list[str]:
+    """What to do next; who asked for one schema knows it."""
+    fitting = [fit.schema for fit in report.fits if not fit.problem]
+    if fitting:
+        return [f"in a config: data.schema: {fitting[0]}"]
+    advice = f"no schema fits: hepx inspect {report.path} --write-schema my.yaml writes one to fill in"
+    return [advice] if len(report.fits) > 1 else []
 
 
 def _describe_fit(fit: Fit) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hepx.events.schema import Schema
 from hepx.events.settings import DataSettings, SampleSettings, VariationSettings
 from hepx.events.tables import open_table
 from hepx.events.variations import Origin, vary
-from hepx.events.weights import apply_policy, event_ids, event_weights
+from hepx.events.weights import WeightSums, apply_policy, event_ids, event_weights
 from hepx.remote import Location, Url, locate, size
 
 EVENTS_PER_STEP = 100_000  # below 50 k events per step uproot's cost per basket dominates
@@ -34,7 +34,8 @@ class EventBatch:
 
     collections: jet, bjet, lepton, and met with one object per event, as flat columns;
     weight: float64 [B], may be negative; event_id: int64 [B], stable across cuts, shuffles and jobs;
-    observables: name -> float64 [B], NaN where undefined.
+    observables: name -> float64 [B], NaN where undefined; weight_sums: of the events as they were read, what the policy
+    for negative weights changed.
     """
 
     collections: dict[str, Collection]
@@ -43,6 +44,7 @@ class EventBatch:
     weight: Float64
     event_id: npt.NDArray[np.int64]
     observables: dict[str, Float64]
+    weight_sums: WeightSums = field(default_factory=WeightSums)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -182,14 +184,14 @@ def _to_batch(
     else:
         collections = vary(base, origin, data, variation, event_id)
     weight = event_weights(columns, schema, settings, data.luminosity)
-    weight, kept = apply_policy(weight, data.negative_weights, f"sample '{sample}', {columns.where}")
+    weight, kept, sums = apply_policy(weight, data.negative_weights)
     observables = kinematics.observables(collections)
     for name, branch in schema.columns.items():
         known = branch in columns
         observables[name] = columns.per_event(branch).astype(np.float64) if known else np.full(len(weight), np.nan)
     for name, text in data.regions.items():
         observables[name] = _passes(text, observables, len(weight)).astype(np.float64)
-    batch = EventBatch(collections, sample, settings.label, weight, event_id, observables)
+    batch = EventBatch(collections, sample, settings.label, weight, event_id, observables, sums)
     return batch if kept.all() else batch[kept]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,8 +12,6 @@ from hepx.errors import ConfigError, DataError
 from hepx.events.columns import Columns, Float64, require_finite
 from hepx.events.schema import Schema
 from hepx.events.settings import SampleSettings
-
-log = logging.getLogger(__name__)
 
 EVENT_NUMBERS = 10**12
 CHANNELS = 9_000_000
@@ -53,31 +51,44 @@ def _factor(columns: Columns, schema: Schema, sample: SampleSettings, name: str)
     return value
 
 
-def apply_policy(
-    weight: Float64, policy: Literal["signed", "abs", "drop"], what: str
-) -> tuple[Float64, npt.NDArray[np.bool_]]:
-    """The weights under a policy for negative ones, and which events are kept; logs what the policy changes.
+@dataclass(frozen=True)
+class WeightSums:
+    """Of events whose weights a policy for negative ones changes: how many, how many of them are negative, and Σw and
+    Σw² before and after. Sums add up over parts of a sample."""
 
-    >>> weight, kept = apply_policy(np.array([2.0, -1.0]), "abs", "toy")
-    >>> weight.tolist(), kept.tolist()
-    ([2.0, 1.0], [True, True])
+    events: int = 0
+    negative: int = 0
+    before: float = 0.0
+    squares_before: float = 0.0
+    after: float = 0.0
+    squares_after: float = 0.0
+
+    def __add__(self, other: WeightSums) -> WeightSums:
+        return WeightSums(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
+    def describe(self, policy: str) -> str:
+        """What the policy changed, in words."""
+        return (
+            f"{self.negative} of {self.events} weights are negative ({policy}): yield {self.before:.6g} -> "
+            f"{self.after:.6g}, effective events {_effective(self.before, self.squares_before):.1f} -> "
+            f"{_effective(self.after, self.squares_after):.1f}"
+        )
+
+
+def apply_policy(
+    weight: Float64, policy: Literal["signed", "abs", "drop"]
+) -> tuple[Float64, npt.NDArray[np.bool_], WeightSums]:
+    """The weights under a policy for negative ones, which events are kept, and what the policy changes.
+
+    >>> weight, kept, sums = apply_policy(np.array([2.0, -1.0]), "abs")
+    >>> weight.tolist(), kept.tolist(), sums.describe("abs")
+    ([2.0, 1.0], [True, True], '1 of 2 weights are negative (abs): yield 1 -> 3, effective events 0.2 -> 1.8')
     """
     negative = weight < 0
     changed = np.abs(weight) if policy == "abs" else weight
     kept = ~negative if policy == "drop" else np.ones(len(weight), dtype=bool)
-    if negative.any():
-        log.info(
-            "%s: %d of %d weights are negative (%s): yield %.6g -> %.6g, effective events %.1f -> %.1f",
-            what,
-            int(negative.sum()),
-            len(weight),
-            policy,
-            weight.sum(),
-            changed[kept].sum(),
-            effective_events(weight),
-            effective_events(changed[kept]),
-        )
-    return changed, kept
+    before, after = ((float(one.sum()), float((one**2).sum())) for one in (weight, changed[kept]))
+    return changed, kept, WeightSums(len(weight), int(negative.sum()), *before, *after)
 
 
 def effective_events(weight: Float64) -> float:
@@ -86,8 +97,11 @@ def effective_events(weight: Float64) -> float:
     >>> effective_events(np.array([1.0, 1.0, 1.0, -1.0]))
     1.0
     """
-    squares = float((weight**2).sum())
-    return float(weight.sum()) ** 2 / squares if squares else 0.0
+    return _effective(float(weight.sum()), float((weight**2).sum()))
+
+
+def _effective(total: float, squares: float) -> float:
+    return total**2 / squares if squares else 0.0
 
 
 def event_ids(columns: Columns, schema: Schema, sample: SampleSettings) -> npt.NDArray[np.int64]:

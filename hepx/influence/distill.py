@@ -5,13 +5,15 @@ That claim needs controls, and a test set that nobody touches (in the public cod
 
 * events leave the training set only; the test events, their weights and their number stay; scores are of training
   events, so no number of a test event decides what is dropped;
-* every reduced set is compared with sets of as many events drawn at random, with the same seeds, at equal events (as
-  many epochs as the full training, so fewer steps) and at equal steps (as many optimiser steps as the full training);
+* every reduced set is compared with several sets of as many events drawn at random, each trained with the same seeds,
+  at equal events (as many epochs as the full training, so fewer steps) and at equal steps (those of the full training);
 * the full set trained for as few steps as a reduced one (`short`) says what merely stopping earlier costs.
 
-A gain is claimed only where the mean AUC exceeds that of random removal by more than two standard deviations in both
-comparisons. The error of a difference has the spread of the seed-by-seed differences, over √seeds and widened for few
-seeds by Student's t, and that over common bootstrap replicas of the test events, in quadrature.
+A gain is claimed only where the AUC, mean of the seeds, exceeds that of random removal by more than two standard
+deviations in both comparisons. A single set drawn at random may be lucky, whatever the seeds: the error of a difference
+to random removal has the spread from one random set to the other (for the one set of the score, and over √sets for the
+mean of the random ones). Other differences have the spread of the seed-by-seed differences over √seeds. Both are
+widened for small numbers by Student's t; bootstrap replicas of the test events, common to all, are added in quadrature.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,25 +58,28 @@ NAMES = ("influence/distill.json", "influence/distill.csv")
 
 
 class DistillSettings(Settings):
-    """fractions of the training events that are dropped; seeds of the trainings (and of the random removals); orders:
-    which end of the ranking goes; epochs of the full training (null: as in the config of the run)."""
+    """fractions of the training events that are dropped; seeds of the trainings; orders: which end of the ranking goes;
+    sets: how many random removals stand beside it; epochs of the full training (null: as in the config of the run)."""
 
     fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.2, 0.5)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1, 2, 3), min_length=2)
     orders: tuple[Order, ...] = Field(default=("highest", "lowest"), min_length=1)
+    sets: int = Field(default=4, ge=2)
     epochs: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
 class Arm:
     """One way to train, with every seed. score: what ranks the events, or full, short, random; order: which end is
-    dropped; fraction that is dropped; equal: to the full training in epochs (`events`) or in `steps`."""
+    dropped; fraction that is dropped; equal: to the full training in epochs (`events`) or in `steps`; draw: number of
+    the random set."""
 
     score: str
     order: str
     fraction: float
     equal: str
     epochs: int
+    draw: int = 0
 
     @property
     def is_scored(self) -> bool:
@@ -118,20 +123,20 @@ class Study:
             more, fewer = self.steps_per_epoch / left, left / self.steps_per_epoch
             found.append(Arm(SHORT, "", fraction, STEPS, max(1, round(self.epochs * fewer))))
             for equal, epochs in ((EPOCHS, self.epochs), (STEPS, round(self.epochs * more))):
-                found.append(Arm(RANDOM, "", fraction, equal, epochs))
+                found += [Arm(RANDOM, "", fraction, equal, epochs, draw) for draw in range(self.settings.sets)]
                 for score in self.scores:
                     found += [Arm(score, order, fraction, equal, epochs) for order in self.settings.orders]
         return found
 
-    def dropped(self, arm: Arm, seed: int) -> Array:
+    def dropped(self, arm: Arm) -> Array:
         """Mask [B] of the events that are dropped: the ends of the ranking (equal scores by the event id), or events
-        drawn by the seed, more of them for a larger fraction. Only training events are looked at."""
+        drawn at random, more of them for a larger fraction. Only training events are looked at."""
         mask = np.zeros(len(self.events), dtype=bool)
         if arm.score in (FULL, SHORT):
             return mask
         ids = self.events.event_id.numpy()
         if arm.score == RANDOM:
-            value = random.uniform(seed, ids, "distill", 1)[:, 0]
+            value = random.uniform(arm.draw, ids, "distill", 1)[:, 0]
         else:
             value = self.scores[arm.score] * (-1 if arm.order == "highest" else 1)
         mask[np.lexsort((ids, value))[: self.num_dropped(arm.fraction)]] = True
@@ -139,8 +144,8 @@ class Study:
 
     def change(self, arm: Arm, seed: int) -> Change:
         """The training of an arm with a seed."""
-        rows = None if arm.fraction == 0 or arm.score == SHORT else np.flatnonzero(~self.dropped(arm, seed))
-        name = f"{arm.score} {arm.order} {arm.fraction:g} equal {arm.equal}, seed {seed}"
+        rows = None if arm.fraction == 0 or arm.score == SHORT else np.flatnonzero(~self.dropped(arm))
+        name = f"{arm.score} {arm.order or arm.draw} {arm.fraction:g} equal {arm.equal}, seed {seed}"
         return Change(name=name, seed=seed, rows=None if rows is None else torch.from_numpy(rows))
 
 
@@ -175,11 +180,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Gain:
-    """A difference of AUC with its error, and the two parts of the error; sigmas: difference in its errors."""
+    """A difference of AUC with its error, and the two parts of the error: trainings (seeds and random sets) and test
+    events; sigmas: difference in its errors."""
 
     value: float
     error: float
-    seed_error: float
+    training_error: float
     test_error: float
     sigmas: float
 
@@ -203,17 +209,34 @@ def _measures(curve: metrics.Roc) -> tuple[float, float]:
 def gain(one: Entry, other: Entry) -> Gain:
     """Mean AUC of an arm minus that of another one, paired by seed and by replica."""
     by_seed = one.values[:, 0] - other.values[:, 0]
-    value = float(by_seed.mean())
-    seed_error = float(by_seed.std(ddof=1) / np.sqrt(len(by_seed))) * few_seeds(len(by_seed))
-    test_error = metrics.spread(one.replicas[:, 0] - other.replicas[:, 0]) or 0.0
-    error = math.hypot(seed_error, test_error)
-    return Gain(value, error, seed_error, test_error, value / error if error > 0 else 0.0)
+    error = float(by_seed.std(ddof=1) / np.sqrt(len(by_seed))) * few(len(by_seed))
+    return _gain(float(by_seed.mean()), error, one.replicas[:, 0] - other.replicas[:, 0])
 
 
-def few_seeds(number: int) -> float:
-    """How much wider two standard errors must be, so that few seeds exceed them no more often than many do.
+def gain_over_sets(one: Entry, others: Sequence[Entry]) -> Gain:
+    """Mean AUC of an arm minus that of K random sets. If the arm dropped at random too, the difference in units of
+    √(1 + 1/K) times the spread of the K means would follow Student's t."""
+    by_set = np.array([one.values[:, 0].mean() - other.values[:, 0].mean() for other in others])
+    error = float(by_set.std(ddof=1) * np.sqrt(1 + 1 / len(by_set))) * few(len(by_set))
+    return _gain(float(by_set.mean()), error, one.replicas[:, 0] - merged(others).replicas[:, 0])
 
-    >>> round(few_seeds(3), 2), round(few_seeds(1000), 2)
+
+def _gain(value: float, training_error: float, replicas: Array) -> Gain:
+    test_error = metrics.spread(replicas) or 0.0
+    error = math.hypot(training_error, test_error)
+    return Gain(value, error, training_error, test_error, value / error if error > 0 else 0.0)
+
+
+def merged(entries: Sequence[Entry]) -> Entry:
+    """The mean of several sets."""
+    values = np.mean([entry.values for entry in entries], axis=0)
+    return Entry(values, np.mean([entry.replicas for entry in entries], axis=0))
+
+
+def few(number: int) -> float:
+    """How much wider two standard errors from a few values must be, so as to be exceeded no more often than from many.
+
+    >>> round(few(3), 2), round(few(1000), 2)
     (2.27, 1.0)
     """
     return float(t.ppf(norm.cdf(SIGMAS), number - 1) / SIGMAS)
@@ -233,29 +256,34 @@ def describe(study: Study, outcomes: Mapping[Arm, Sequence[Retrained]]) -> dict[
 
 
 def analyse(study: Study, outcomes: Mapping[Arm, Sequence[Retrained]]) -> dict[str, Any]:
-    """Everything that is measured on the test events: rows of the arms, and the verdict."""
+    """Everything that is measured on the test events: rows of the arms (one for all random sets), and the verdict."""
     entries = {arm: measure(study, done) for arm, done in outcomes.items()}
-    full = next(arm for arm in entries if arm.score == FULL)
-    rows = [_row(arm, entries, full, outcomes[arm]) for arm in entries]
+    whole: dict[Arm, list[Arm]] = {}
+    for arm in entries:
+        whole.setdefault(replace(arm, draw=0), []).append(arm)
+    sets = {arm: [entries[one] for one in ones] for arm, ones in whole.items()}
+    rows = [_row(arm, sets, [one for each in whole[arm] for one in outcomes[each]]) for arm in sets]
     return {"rows": rows, "verdict": verdict(rows), "test": _frozen(study.test)}
 
 
-def _row(arm: Arm, entries: Mapping[Arm, Entry], full: Arm, outcomes: Sequence[Retrained]) -> dict[str, Any]:
+def _row(arm: Arm, sets: Mapping[Arm, Sequence[Entry]], outcomes: Sequence[Retrained]) -> dict[str, Any]:
     """One arm: what it costs, how good it is, and how it compares."""
-    entry, first = entries[arm], outcomes[0]
+    entry, first = merged(sets[arm]), outcomes[0]
     auc, efficiency = entry.values.mean(0).tolist()
-    spread, num = entry.values.std(0, ddof=1), len(entry.values)
-    errors = np.hypot(spread / np.sqrt(num), [metrics.spread(column) or 0.0 for column in entry.replicas.T])
+    spread = entry.values.std(0, ddof=1) / np.sqrt(len(entry.values))
+    errors = np.hypot(spread, [metrics.spread(column) or 0.0 for column in entry.replicas.T])
+    controls = {(one.score, one.equal): one for one in sets if one.fraction in (arm.fraction, 0.0)}
     versus: dict[str, Any] = {"full": None, "random": None, "short": None}
-    if arm is not full:
-        versus["full"] = _compared(entry, entries[full])
-    controls = {(one.score, one.equal): one for one in entries if one.fraction == arm.fraction}
+    if arm.score != FULL:
+        versus["full"] = _compared(gain(entry, merged(sets[controls[FULL, EPOCHS]])))
     if arm.is_scored:
-        versus["random"] = _compared(entry, entries[controls[RANDOM, arm.equal]])
-    if arm.equal == EPOCHS and arm is not full:
-        versus["short"] = _compared(entry, entries[controls[SHORT, STEPS]])
+        versus["random"] = _compared(gain_over_sets(entry, sets[controls[RANDOM, arm.equal]]))
+    if arm.equal == EPOCHS and arm.score != FULL:
+        versus["short"] = _compared(gain(entry, merged(sets[controls[SHORT, STEPS]])))
+    about = {name: value for name, value in asdict(arm).items() if name != "draw"}
     return {
-        **asdict(arm),
+        **about,
+        "sets": len(sets[arm]),
         "events": first.num_events,
         "steps": first.steps,
         "cpu_seconds": float(np.mean([one.seconds for one in outcomes])),
@@ -268,8 +296,7 @@ def _row(arm: Arm, entries: Mapping[Arm, Entry], full: Arm, outcomes: Sequence[R
     }
 
 
-def _compared(one: Entry, other: Entry) -> dict[str, Any]:
-    found = gain(one, other)
+def _compared(found: Gain) -> dict[str, Any]:
     return {**asdict(found), "word": word(found)}
 
 
@@ -356,24 +383,25 @@ def removals(study: Study) -> list[Arm]:
 
 
 def composition(study: Study) -> list[dict[str, Any]]:
-    """Share of each process in the training set, in events and by weight in its class, before and after."""
-    weight, sample, layout = study.events.weight.numpy(), study.events.sample.numpy(), study.events.layout
-    labels = np.array(layout.labels)[sample]
+    """Share of each process in its class in the training set, by weight, before and after."""
+    graphs = study.events
+    weight, sample, y = graphs.weight.numpy(), graphs.sample.numpy(), graphs.y.numpy()
     rows = []
     for arm in removals(study):
-        kept = ~study.dropped(arm, 0)
-        for number, name in enumerate(layout.samples):
-            own, peers = sample == number, labels == layout.labels[number]
-            shares = [float(weight[own & part].sum() / weight[peers & part].sum()) for part in (peers, kept)]
+        kept = ~study.dropped(arm)
+        for number, label in np.unique(np.stack([sample, y], 1), axis=0).tolist():
+            own, peers = (sample == number) & (y == label), y == label
+            before, after = (float(weight[own & part].sum() / weight[peers & part].sum()) for part in (peers, kept))
             rows.append(
                 {
                     **_key(arm),
-                    "sample": name,
+                    "sample": graphs.layout.samples[number],
+                    "label": label,
                     "events_before": int(own.sum()),
                     "events_after": int((own & kept).sum()),
-                    "dropped": metrics.share(~kept[own], weight[own]).__dict__,
-                    "share_before": shares[0],
-                    "share_after": shares[1],
+                    "dropped": asdict(metrics.share(~kept[own], weight[own])),
+                    "share_before": before,
+                    "share_after": after,
                 }
             )
     return rows
@@ -388,14 +416,16 @@ def shapes(study: Study) -> list[dict[str, Any]]:
     """
     weight, y = training_weights(study.events, study.train.weights).numpy(), study.events.y.numpy()
     rows = []
-    for name in (name for name in SHAPES if name in study.events.layout.observables):
+    for name in SHAPES:
         value = study.events.observable(name).numpy()
+        if not np.isfinite(value).any():  # events without b-jets have no m_bb
+            continue
         edges = _edges(value[np.isfinite(value)])
         for label in np.unique(y):
             own = (y == label) & np.isfinite(value)
             nulls: dict[float, float] = {}
             for arm in removals(study):
-                kept = ~study.dropped(arm, 0)[own]
+                kept = ~study.dropped(arm)[own]
                 if arm.fraction not in nulls:
                     nulls[arm.fraction] = _null_distance(value[own], weight[own], arm.fraction)
                 if weight[own][kept].sum() <= 0:
@@ -458,7 +488,7 @@ def losses(study: Study, categories: Sequence[Category]) -> list[dict[str, Any]]
     """How frequent each category is among the dropped events and in the training set, per process."""
     weight = study.events.weight.numpy()
     return [
-        {**_key(arm), **asdict(rate(stratum, category, "dropped", study.dropped(arm, 0), weight))}
+        {**_key(arm), **asdict(rate(stratum, category, "dropped", study.dropped(arm), weight))}
         for arm in removals(study)
         for stratum in strata(study.events, ())
         for category in categories
@@ -471,7 +501,7 @@ def means(study: Study) -> list[dict[str, Any]]:
     weight, sample, layout = study.events.weight.numpy(), study.events.sample.numpy(), study.events.layout
     rows = []
     for arm in removals(study):
-        dropped = study.dropped(arm, 0)
+        dropped = study.dropped(arm)
         for number, process in enumerate(layout.samples):
             for i, name in enumerate(layout.observables):
                 value = study.events.observables[:, i].numpy()

@@ -30,7 +30,7 @@ from hepx.config import Settings
 from hepx.errors import ConfigError
 from hepx.graph import GraphBatch
 from hepx.influence.stacked import Lesson, Stack
-from hepx.models import build_model
+from hepx.models import Model, build_model
 from hepx.progress import progress
 from hepx.train import TrainSettings, training_weights
 from hepx.train.events import Columns
@@ -73,6 +73,7 @@ class Recipe:
 class Change:
     """One training. name: for the reader; seed: of the weights, the order of the events and all else that is drawn.
 
+    events: other training events, in place of those of the recipe; what follows is about them then.
     rows [b]: the training events used (all if None), rising; class weights and standardisation are those of a training
     on them. y [B]: labels of all training events, in place of their own. factor [B]: factors on the weights in the loss
     as they are without it; 0 leaves an event where it is in its batch and in the standardisation of the inputs, but it
@@ -84,14 +85,22 @@ class Change:
     rows: Int[Tensor, "b"] | None = None
     y: Int[Tensor, "B"] | None = None
     factor: Float[Tensor, "B"] | None = None
+    events: GraphBatch | None = None
+
+    def graphs(self, recipe: Recipe) -> GraphBatch:
+        """The events it trains on."""
+        graphs = recipe.events if self.events is None else self.events
+        graphs = graphs if self.y is None else replace(graphs, y=self.y)
+        return graphs if self.rows is None else graphs[self.rows]
 
     def num_events(self, recipe: Recipe) -> int:
         """How many events it trains on."""
-        return len(recipe.events) if self.rows is None else len(self.rows)
+        return len(self.events or recipe.events) if self.rows is None else len(self.rows)
 
     def key(self, recipe: Recipe, snapshots: int) -> str:
         """Digest of everything that decides about the result."""
-        return files.digest([recipe.digest, self.seed, _digest(self.rows, self.y, self.factor), snapshots])
+        events = () if self.events is None else self.events.tensors().values()
+        return files.digest([recipe.digest, self.seed, _digest(self.rows, self.y, self.factor, *events), snapshots])
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,7 @@ def retrain(
 
     workers: processes, with one thread each; the outcome does not depend on their number. snapshots: keep the weights
     of so many epochs, evenly spread, the last one included, as safetensors with the metadata epoch and lr. The same
-    list gives the same bits. (A network with dropout draws for all that train together, so there a training in other
-    company is another draw.)
+    list gives the same bits; in other company a training is the same to rounding, or with dropout another draw.
     """
     groups = _groups(recipe, changes)
     left = [group for group in groups if not all(_path(folder, recipe, one, snapshots).exists() for one in group)]
@@ -147,15 +155,8 @@ def _groups(recipe: Recipe, changes: Sequence[Change]) -> list[tuple[Change, ...
 def _train(recipe: Recipe, folder: Path, snapshots: int, group: tuple[Change, ...]) -> None:
     """Train a group and write its files."""
     start = time.process_time()
-    with _one_thread(), torch.random.fork_rng(devices=[]):
-        events = [_changed(recipe.events, change) for change in group]
-        models = [build_model(recipe.model, recipe.events.layout, change.seed) for change in group]
-        lessons = []
-        for model, graphs, change in zip(models, events, group, strict=True):
-            weight = training_weights(graphs, recipe.train.weights)
-            model.inputs.fit(graphs, weight)
-            factor = 1.0 if change.factor is None else _taken(change.factor, change.rows)
-            lessons.append(Lesson(Columns.of(graphs, weight * factor), change.seed))
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        models, lessons = zip(*(prepared(recipe, change) for change in group), strict=True)
         stack = Stack(models, lessons, recipe.train)
         epochs = kept_epochs(recipe.train.epochs, snapshots)
         paths = [_path(folder, recipe, change, snapshots) for change in group]
@@ -174,17 +175,19 @@ def _train(recipe: Recipe, folder: Path, snapshots: int, group: tuple[Change, ..
             np.savez(temporary, score=score, facts=facts, seed=np.array(change.seed))
 
 
-def _changed(events: GraphBatch, change: Change) -> GraphBatch:
-    graphs = events if change.y is None else replace(events, y=change.y)
-    return graphs if change.rows is None else graphs[change.rows]
-
-
-def _taken(values: Tensor, rows: Tensor | None) -> Tensor:
-    return values if rows is None else values[rows]
+def prepared(recipe: Recipe, change: Change) -> tuple[Model, Lesson]:
+    """The untrained model with its inputs standardised, and the events of a training with their weights in the loss."""
+    graphs = change.graphs(recipe)
+    model = build_model(recipe.model, graphs.layout, change.seed)
+    weight = training_weights(graphs, recipe.train.weights)
+    model.inputs.fit(graphs, weight)
+    if change.factor is not None:
+        weight = weight * (change.factor if change.rows is None else change.factor[change.rows])
+    return model, Lesson(Columns.of(graphs, weight), change.seed)
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """A sum in another number of threads is another sum: here and in a process of its own, one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -78,8 +78,8 @@ class Stack:
         mask, noise = self._draw(events.mask)
         torch.manual_seed(step_seed(self.lessons[0].seed, self.step, 0))  # of dropout, drawn for all members together
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            loss = vmap(self._loss, randomness="different", in_dims=(0, 0, 0, 0, 0, 0, 0, None if noise is None else 0))
-            losses, load = loss(
+            each = vmap(self.loss, randomness="different", in_dims=(0, 0, 0, 0, 0, 0, 0, None if noise is None else 0))
+            losses, load = each(
                 self.parameters, self.buffers, events.x, mask, events.node_type, events.y, events.weight, noise
             )
         self.optimizer.zero_grad()
@@ -91,7 +91,7 @@ class Stack:
         self.step += 1
         self._average()
 
-    def _loss(
+    def loss(
         self,
         parameters: State,
         buffers: State,
@@ -105,7 +105,7 @@ class Stack:
         """Total loss of one member, and how many nodes use each expert."""
         settings = self.settings
         logits, trace = functional_call(self.base, (parameters, buffers), (x, mask, node_type), {"noise": noise})
-        total = (functional.cross_entropy(logits.float(), y, reduction="none") * weight).sum() / len(y)
+        total = (functional.cross_entropy(logits.to(weight.dtype), y, reduction="none") * weight).sum() / len(y)
         if not self.moes:
             return total, trace.gates.new_zeros(0, 0)
         if settings.balance in BALANCE_LOSSES:
@@ -132,9 +132,13 @@ class Stack:
 
     @torch.no_grad()
     def _move_selection(self, load: Float[Tensor, "M L X"]) -> None:
+        for name, step in self.selection_steps(load).items():
+            self.buffers[name] += step
+
+    def selection_steps(self, load: Float[Tensor, "*M L X"]) -> State:
+        """What loss-free balancing adds to the selection bias [*M, X] of each layer (see `update_selection_bias`)."""
         step = self.settings.balance_rate * torch.sign(load.mean(-1, keepdim=True) - load)
-        for layer, name in enumerate(self.moes):
-            self.buffers[f"{name}.selection_bias"] += step[:, layer]
+        return {f"{name}.selection_bias": step[..., layer, :] for layer, name in enumerate(self.moes)}
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -20,8 +20,8 @@ class TracIn(Score):
 
     A step of gradient descent with learning rate lr on a training event of weight w changes the score f of a query by
     −lr w ∇ℓ·∇f; this is summed over the snapshots with their learning rates, without the 1/batch size common to all.
-    (AdamW scales every parameter otherwise, which the sum leaves out.) On itself (eq. 1 of the paper) Σ lr |w ∇ℓ|²,
-    exact whatever the projection. projection: products of sketches of so many numbers; 0: exact.
+    Left out is what AdamW, dropout, hidden objects and the balance losses do to the steps. On itself (eq. 1 of the
+    paper) Σ lr |w ∇ℓ|², exact whatever the projection. projection: products of sketches of so many numbers; 0: exact.
     """
 
     score: Literal["tracin"] = "tracin"

@@ -188,11 +188,11 @@ def draw_means(saved: Saved) -> dict[str, Canvas]:
 def _parts(table: Table) -> str:
     """Which errors the bands have."""
     parts = {"statistical": "statistical", "seed": "seed", "systematic": "systematic_up"}
-    return " ⊕ ".join(name for name, column in parts.items() if np.isfinite(table.array(column)).any())
+    return r" $\oplus$ ".join(name for name, column in parts.items() if np.isfinite(table.array(column)).any())
 
 
 def _band(axes: Axes, table: Table, objects: list[str], number: int, total: int) -> None:
-    """Means in one region: thin bar statistical, wide bar the whole error; with all events the shifted ones."""
+    """Means in one region: thin bar statistical, wide bar the whole error; the first one with its shifted means."""
     colors = ("black", *style.SIGNAL_COLORS[1:], *style.BACKGROUND_COLORS[1:])
     color, where = colors[number % len(colors)], [str(name) for name in table.column("where")][:1]
     place = np.array([objects.index(name) for name in table.column("object")]) + 0.72 * ((number + 0.5) / total - 0.5)

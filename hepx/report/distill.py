@@ -110,9 +110,9 @@ def _arms(saved: Saved) -> Grid:
     seeds, test = found["settings"]["seeds"], found["test"]
     caption = (
         f"AUC on the {count(test['events'])} test events, which are the same everywhere, mean of {len(seeds)} seeds. "
-        "Δ to random: to random removal of as many events, with as many steps; to fewer steps: to all events, trained "
-        "for as few steps. Errors: spread over the seeds (of differences widened for few seeds) and bootstrap of the "
-        "test events, in quadrature; bold beyond 2 σ."
+        f"Δ to random: to the mean of {found['settings']['sets']} random sets of as many events, with as many steps; "
+        "to fewer steps: to all events, trained for as few steps. Errors: seeds (Δ to random: from one random set to "
+        "the other), widened for few of them, and bootstrap of the test events, in quadrature; bold beyond 2 σ."
     )
     return Grid(head, tuple(rows), caption, "distilled")
 

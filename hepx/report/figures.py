@@ -23,9 +23,12 @@ from hepx.report import (
     figures_objects,
     figures_performance,
     figures_states,
+    influence,
+    influence_validation,
     inside_tables,
     performance,
     style,
+    validation,
     variations,
 )
 from hepx.report.saved import Saved
@@ -297,6 +300,22 @@ FIGURES: dict[str, Figure] = {
         ("distilled",),
         distill.draw_dropped,
     ),
+    "own_influence": Figure(
+        "Scores of the training events, each alone",
+        "Distribution over the training events of each process, every event once. Self-influence: learning rate times "
+        "squared norm of the gradient of the weighted loss, summed over the snapshots. A large value says that an "
+        "event is unusual or heavy, not that it is wrong. The outermost bins hold what lies beyond them.",
+        ("influences",),
+        influence.own_figures,
+    ),
+    "influence": Figure(
+        "Which training events pushed the queries towards signal",
+        "Predicted change of the score of the queries (mean over them) by having trained on the events of a group, as "
+        "a share of the sum of the sizes over all training events; right of zero towards signal. Error bars: √Σ of "
+        "squares over the training events. Diamonds: what as many training events of any kind add up to.",
+        ("influences",),
+        influence.group_figures,
+    ),
     "event": Figure(
         "Event display",
         "Left: transverse momenta seen along the beam, length of the arrows ∝ p<sub>T</sub> "
@@ -305,6 +324,32 @@ FIGURES: dict[str, Figure] = {
         "for signal, blue for background.",
         ("objects",),
         figures_events.displays,
+    ),
+    "validation": Figure(
+        "Do the objects named first carry the score?",
+        "Weighted mean score of the judged test events against the share of an event’s objects that are its own; the "
+        "others are replaced by those of background events. Solid: the objects with the largest attributions are put "
+        "in first; dashed, read from right to left: they are taken out first. The area between the two is the larger "
+        "the better the order; values at random (grey) leave none. Bands: bootstrap of the events.",
+        ("validation",),
+        validation.draw_curves,
+    ),
+    "agreement": Figure(
+        "Do the methods agree?",
+        "Mean over the judged test events of the rank correlation of the sizes of the objects’ attributions by two "
+        "methods. Methods that agree may be wrong together.",
+        ("validation",),
+        validation.draw_agreement,
+    ),
+    "influence_validation": Figure(
+        "Do scores of training events predict retrainings?",
+        "Linear datamodelling score: the network is trained again on random halves of the training events; rank "
+        "correlation over the halves of the sum of a score's influences with the score (log-odds) of an event that was "
+        "not trained on, mean over such events. Filled: influences averaged over trainings. Error bars: bootstrap of "
+        "the halves, for one model with the spread of the trainings. Dashed: the most that is possible with so many "
+        "seeds per half.",
+        ("influence_validation",),
+        influence_validation.figure_of,
     ),
 }
 """Name -> figure, in the order of the report. The name is that of the files."""
@@ -344,7 +389,10 @@ TABLES: dict[str, Numbers] = {
     "composition": Numbers(("distilled",), distill.composition_table),
     "shapes": Numbers(("distilled",), distill.shape_table),
     "dropped_means": Numbers(("distilled",), distill.mean_table),
+    "influence_groups": Numbers(("influences",), influence.group_table),
+    "influence_extremes": Numbers(("influences",), influence.extreme_table),
     "events": Numbers(("objects",), derive.displayed_events),
+    "validation": Numbers(("validation",), validation.curve_table),
 }
 """Name -> numbers that are in the report but in no file of another stage."""
 

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from hepx import files
 from hepx.kinematics import OBSERVABLES
-from hepx.report import derive
+from hepx.report import derive, influence_validation
 from hepx.report.audit import audit_grids
 from hepx.report.closure import closure_grids
 from hepx.report.distill import distill_grids
@@ -25,6 +25,7 @@ from hepx.report.grids import (
     percent,
     shared_provenance,
 )
+from hepx.report.influence import influence_grids
 from hepx.report.performance import performance_grids
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import number, plus_minus
@@ -53,7 +54,10 @@ def make_report(run: Path) -> Path:
         | validation_grids(saved)
         | closure_grids(saved)
         | audit_grids(saved)
-        | distill_grids(saved),
+        | distill_grids(saved)
+        | influence_grids(saved)
+        | (influence_validation.grids(saved.influence_validation) if saved.influence_validation else {}),
+        influence_facts=influence_validation.facts(saved.influence_validation) if saved.influence_validation else "",
         summary=summary(saved),
         facts=_facts(saved),
         verdict=_verdict(saved),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from hepx.results import (
     kind_of,
 )
 from hepx.results_closure import Closure, MeanAttribution, Usage
+from hepx.results_influence import Influence
 from hepx.results_network import AttentionMap, ExpertReport, Representation, Stability
 
 T = TypeVar("T")
@@ -39,8 +40,8 @@ class Saved:
     """The results of a run; None (or empty) where a stage was not run or does not apply to the model.
 
     scores: column -> values [B] of the test events; explanations, group_values, edges, importances: name of the file ->
-    result; responses: observable -> ResponseCurve; varied: METHOD@VARIATION -> Explanation under a variation; suspects:
-    the list of an audit, as text.
+    result; responses: observable -> ResponseCurve; varied: METHOD@VARIATION -> Explanation under a variation;
+    influences: score of training events -> result; suspects: the list of an audit, as text.
     """
 
     run: Path
@@ -67,6 +68,8 @@ class Saved:
     audit: dict[str, Any] | None = None
     suspects: Table | None = None
     distilled: dict[str, Any] | None = None
+    influence_validation: dict[str, Any] | None = None
+    influences: dict[str, Influence] = field(default_factory=dict)
 
     @property
     def samples(self) -> tuple[str, ...]:
@@ -146,6 +149,7 @@ class Saved:
             found["influence/audit.json"] = Provenance(**self.audit["provenance"])
         if self.distilled:
             found["influence/distill.json"] = Provenance(**self.distilled["provenance"])
+        found |= {f"influence/scores/{name}.npz": one.provenance for name, one in self.influences.items()}
         if self.links_provenance:
             found["explain/links.json"] = self.links_provenance
         if self.attention:
@@ -185,11 +189,15 @@ def load_saved(run: Path) -> Saved:
         experts=_optional(run / "experts.json", ExpertReport.load_report),
         representation=_optional(run / "representation.json", Representation.load),
         stability=_load_stability(run / "stability.json"),
-        validation=_optional(run / "validate.json", _read_json),
+        validation=_optional(run / "validate.json", _read_validation),
         closure=_optional(run / "closure.json", Closure.load),
         audit=_optional(run / "influence" / "audit.json", _read_json),
         distilled=_optional(run / "influence" / "distill.json", _read_json),
         suspects=_optional(run / "influence" / "audit.csv", _read_table),
+        influence_validation=_optional(run / "influence" / "validate.json", _read_json),
+        influences={
+            path.stem: Influence.load(path) for path in sorted((run / "influence" / "scores").glob("[!.]*.npz"))
+        },
     )
 
 
@@ -208,6 +216,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(files.read_json(path))
     except (json.JSONDecodeError, TypeError, ValueError) as error:
         raise ResultError(f"'{path}' is not a JSON object ({error}). Delete it and run its stage again.") from error
+
+
+def _read_validation(path: Path) -> dict[str, Any]:
+    found = _read_json(path)
+    if "shares" not in found:
+        raise ResultError(f"'{path}' is of an earlier version. Delete it, or run `hepx validate {path.parent}` again.")
+    return found
 
 
 def _read_history(path: Path) -> Table | None:

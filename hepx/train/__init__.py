@@ -1,7 +1,7 @@
 """Training. `fit` trains a model; `TrainSettings` says how; the losses are functions of what a model returns."""
 
 from hepx.train.events import OnDisk, parts
-from hepx.train.finetune import check_same_model, check_same_nodes, find_source
+from hepx.train.finetune import check_same_model, check_same_nodes, find_source, freeze
 from hepx.train.loop import Epoch, fit, load_weights
 from hepx.train.losses import (
     balance_loss,
@@ -27,6 +27,7 @@ __all__ = [
     "cv2_loss",
     "find_source",
     "fit",
+    "freeze",
     "hide_objects",
     "joined",
     "load_weights",

@@ -39,7 +39,7 @@ from hepx.graph import (
     GraphSettings,
     NodeSettings,
     build_graphs,
-    concatenate,
+    gather,
     make_layout,
     to_pyg,
 )
@@ -223,7 +223,7 @@ class Conversion:
     def convert(self) -> GraphBatch:
         """ROOT -> GraphBatch, batch by batch as `hepx convert` does."""
         batches = events.read_events(self.path, self.schema, self.data, "a")
-        return concatenate([build_graphs(batch, self.graph, self.layout) for batch in batches])
+        return gather((build_graphs(batch, self.graph, self.layout) for batch in batches), NUM_EVENTS)
 
     def build(self, batches: list[events.EventBatch]) -> list[GraphBatch]:
         """EventBatch -> GraphBatch."""
