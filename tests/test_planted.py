@@ -280,6 +280,9 @@ def test_methods_for_pairs_are_judged_by_pairs_where_the_truth_is_one() -> None:
     assert missed("edge_knockout", replace(found, pair_hit=0.8), 400) == ["pair_hit"]
     assert missed("edge_knockout", replace(found, pair_hit=None, pair_mass=None), 400) == ["mass"]
     assert missed("shapley", found, 400) == ["mass"]
+    interactions = Measures(mass=0.9, pair_hit=0.95, pair_closure=0.9)
+    assert missed("shapley", interactions, 400) == ["pair_closure"]
+    assert missed("shapley", replace(interactions, pair_hit=None), 400) == []
 
 
 def test_a_share_of_few_events_is_judged_within_its_error() -> None:

@@ -114,6 +114,8 @@ def missed(method: str, measures: Measures, num_events: int) -> list[str] | None
     values = {name: getattr(measures, name) for name in CRITERIA}
     if kind in OF_PAIRS and measures.pair_hit is not None:
         values = {name: values[name] for name in ("pair_hit", "pair_mass")}
+    if measures.pair_hit is None:
+        values["pair_closure"] = None  # interactions are asked for where the truth is a pair
     judged = {
         name: value
         for name, value in values.items()
