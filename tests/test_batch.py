@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from hepx import batch, cli
 from hepx.batch import SYSTEMS, BatchSystem, Job, Resources, plan, read_line, read_seeds
+from hepx.cli import jobs as line_of_jobs
 from hepx.config import parse
 from hepx.errors import ConfigError
 
@@ -31,7 +32,7 @@ def _in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def jobs_of(system: str, verb: str, *line: str, shards: int = 0, seeds: str = "", **wanted: object) -> "Submission":
     resources = parse(Resources, wanted, "hepx submit")
-    checked = read_line(verb, line, cli._values(verb, list(line)))
+    checked = read_line(verb, line, line_of_jobs._values(verb, list(line)))
     jobs = plan(checked, shards, read_seeds(seeds), resources.processes)
     queue = SYSTEMS[system].of(checked, resources, "hepx submit …")
     queue.check(jobs)

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from hepx.cli import _values, app
+from hepx.cli import app
+from hepx.cli.jobs import _values
 from hepx.errors import ConfigError, DataError, ResultError
 from hepx.graph import GraphBatch
 from hepx.influence import SCORES, Score, Task

@@ -1,0 +1,5 @@
+"""`python -m hepx.cli` is `hepx`."""
+
+from hepx.cli import main
+
+main()
