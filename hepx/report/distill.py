@@ -318,7 +318,7 @@ def draw_dropped(saved: Saved) -> dict[str, Canvas]:
     figure = style.canvas(style.WIDTH, 0.4 + 4.2 * num_rows)
     panels = figure.subplots(num_rows, 2, squeeze=False).ravel()
     for axes, event in zip(panels, shown, strict=False):
-        draw_event(axes, event, "", f"{name_of(event)}: {number(event['value'], 2)}")
+        draw_event(axes, event, "", f"{name_of(event)}: {event['value']:.2g}")
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     style.stamp(figure, saved, "training events")
