@@ -35,8 +35,7 @@ log = logging.getLogger(__name__)
 QUICK = ("unit_sum", "unit_product", "met_significance", "mt")  # what little training comes near
 FEWEST_DONORS = 20
 CONTROLS = ("untrained", "shuffled")
-EFFORT = {1: 0.4}  # level -> share of the epochs: single features are learned soon
-SHORTER = 0.35  # the same for labels of which nothing can be learned
+SHORTER = 0.35  # of the epochs, for labels of which nothing can be learned
 
 
 class SuiteSettings(Settings):
@@ -150,7 +149,7 @@ class Case:
             return BayesNetwork(self.mechanism, self.base.train.layout).eval()
         if self.network == "untrained":
             return self.fresh
-        effort = SHORTER if self.network == "shuffled" else EFFORT.get(self.mechanism.level, 1.0)
+        effort = SHORTER if self.network == "shuffled" else self.mechanism.effort
         return trained(self.events[0], self.settings, effort, self.settings.seed, self.folder / "network")
 
     @cached_property

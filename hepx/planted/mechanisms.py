@@ -22,6 +22,7 @@ Slots = tuple[str, ...]
 Score = Callable[[Tensor, Tensor, Slots], Tensor]
 LEAK_SHARE, LEAK_VALUES = 0.3, (1.0, 5.0)  # share of the events whose b-tag tells the label; its value for 0 and 1
 NUM_BTAG = 5  # values of the b-tag
+SOON = 0.4  # effort for a strong single feature
 LARGEST = 4.0  # of the log-odds of a mass or a distance: probabilities beyond 2 and 98 % need more events to be learned
 
 
@@ -38,7 +39,8 @@ class Mechanism:
     reported; suppressor: one that tells nothing of the label by itself, and must get weight nevertheless. unique: False
     if several networks that are equally right explain differently (a copied feature). exact: for level 0, Shapley
     values [b, N] and pair interactions [b, N, N] in closed form for x [b, N, F] and replacements [b, K, N, F].
-    controls: also judge an untrained network, and one trained on shuffled labels.
+    controls: also judge an untrained network, and one trained on shuffled labels. effort: share of the epochs that the
+    network needs.
     """
 
     slots: Slots
@@ -58,6 +60,7 @@ class Mechanism:
     unique: bool = True
     exact: Callable[[Tensor, Tensor, Slots], tuple[Tensor, Tensor]] | None = None
     controls: bool = False
+    effort: float = 1.0
 
     def relevant(self, graphs: GraphBatch) -> Bool[Tensor, "B N"]:
         """The objects that explain the label of each event, where present."""
@@ -271,9 +274,9 @@ MECHANISMS: dict[str, Mechanism] = {
     "unit_product": _unit("hand-made network: pt(ℓ) × MET", _product, pair=True),
     "unit_max": _unit("hand-made network: max(pt(ℓ), MET)", torch.maximum, pair=True),
     "met_significance": Mechanism(
-        ("met",), _score_significance, "MET significance", 1, ("met.met_significance",), controls=True
+        ("met",), _score_significance, "MET significance", 1, ("met.met_significance",), controls=True, effort=SOON
     ),
-    "null": Mechanism((), lambda x, types, slots: 0.0 * x[:, 0, PT], "nothing: labels are coin flips", 1),
+    "null": Mechanism((), lambda x, types, slots: 0.0 * x[:, 0, PT], "nothing: labels are coin flips", 1, effort=SOON),
     "leak": Mechanism(
         ("met", "b1"),
         _score_leak,
@@ -293,6 +296,7 @@ MECHANISMS: dict[str, Mechanism] = {
         ("met.pt", "j3.pt"),
         prepare=_pile_up,
         suppressor="j3.pt",
+        effort=SOON,
     ),
     "duplicate": Mechanism(
         ("lepton", "met"),
@@ -302,6 +306,7 @@ MECHANISMS: dict[str, Mechanism] = {
         ("lepton.pt", "met.pt"),
         prepare=_copy,
         unique=False,
+        effort=SOON,
     ),
     "mbb": Mechanism(("b1", "b2"), _score_mbb, "peak in m_bb", 2, _MBB, pair=True, controls=True),
     "mt": Mechanism(("lepton", "met"), _score_mt, "threshold in m_T", 2, _MT, pair=True, unused=("lepton.eta",)),
