@@ -569,7 +569,7 @@ def make_influence(events: EventTable, rng: np.random.Generator) -> Influence:
     number, sign = len(events), np.where(events.y == 1, 1.0, -1.0)
     queries = {name: one[:20] if isinstance(one, np.ndarray) else one for name, one in vars(events).items()}
     extremes = np.argsort(rng.normal(size=(20, number)), axis=1)[:, :5]
-    inside = np.stack([events.sample == i for i in range(len(SAMPLES))])
+    inside = np.stack([events.sample == i for i in range(len(events.sample_names))])
     mean = sign * rng.exponential(size=number)
     return Influence(
         score="tracin",
@@ -589,15 +589,15 @@ def make_influence(events: EventTable, rng: np.random.Generator) -> Influence:
         proponent_values=np.abs(rng.normal(size=(20, 5))),
         opponents=extremes[::-1],
         opponent_values=-np.abs(rng.normal(size=(20, 5))),
-        by=("sample",) * len(SAMPLES),
-        group=tuple(SAMPLES),
+        by=("sample",) * len(events.sample_names),
+        group=events.sample_names,
         num_events=inside.sum(1),
         share=inside.mean(1),
         total=inside @ mean,
         total_error=np.sqrt(inside @ mean**2),
         expected=inside.sum(1) * mean.mean(),
-        own_mean=np.ones(len(SAMPLES)),
-        own_error=np.full(len(SAMPLES), 0.1),
+        own_mean=np.ones(len(events.sample_names)),
+        own_error=np.full(len(events.sample_names), 0.1),
         provenance=PROVENANCE,
     )
 
@@ -948,6 +948,7 @@ def test_any_number_of_samples_slots_layers_heads_and_experts(saved: Saved, tmp_
         attention=make_attention(rng, shapley.events, layers=1, heads=8),
         experts=make_experts(rng, samples, layers=1, experts=8),
         representation=make_representation(rng, layers=1),
+        influences={"tracin": make_influence(shapley.events, rng)},
     )
     report.figures.write_tables(other)
     with style.style():
