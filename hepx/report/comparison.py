@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -18,7 +17,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from hepx import files
 from hepx.report import style
-from hepx.report.grid import Grid
+from hepx.report.grid import Grid, template
 from hepx.report.grids import count, sigmas
 from hepx.report.performance import LABELS, group_html
 from hepx.report.tables import number, plus_minus
@@ -94,11 +93,7 @@ def make_comparison(folder: Path) -> Path:
         with files.atomic(folder / "figures" / f"sweep.{kind}") as temporary:
             temporary.write_bytes(content)
     files.write_text(folder / "sweep.md", markdown(compared))
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template("comparison.html").render(
+    page = template("comparison.html").render(
         compared=compared,
         grids=_grids(compared),
         picture=base64.b64encode(rendered["png"]).decode(),

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 
 from hepx import files
 from hepx.report import style
-from hepx.report.grid import Grid
+from hepx.report.grid import Grid, template
 from hepx.report.grids import count
 from hepx.report.influence import score_name
 from hepx.report.saved import Saved
@@ -183,13 +182,6 @@ def make_influence_page(folder: Path, names: Sequence[str]) -> Path:
         sections.append(
             {"name": name.replace("_", " "), "facts": facts(found), "picture": picture, "grids": grids(found)}
         )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("influence_validation.html").render(sections=sections)
+    page = template("influence_validation.html").render(sections=sections)
     files.write_text(folder / "validation.html", page)
     return folder / "validation.html"

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hepx import files
@@ -16,7 +15,7 @@ from hepx.report.audit import audit_grids
 from hepx.report.closure import closure_grids
 from hepx.report.distill import distill_grids
 from hepx.report.figures import draw_figures, write_tables
-from hepx.report.grid import object_html, observable_html
+from hepx.report.grid import object_html, observable_html, template
 from hepx.report.grids import (
     count,
     make_grids,
@@ -44,7 +43,7 @@ def make_report(run: Path) -> Path:
     saved = load_saved(run)
     tables = write_tables(saved)
     pictures = draw_figures(saved)
-    page = _template().render(
+    page = template("template.html").render(
         saved=saved,
         name=run.resolve().name,
         pictures=pictures,
@@ -69,14 +68,6 @@ def make_report(run: Path) -> Path:
     path = run / "report.html"
     files.write_text(path, page)
     return path
-
-
-def _template() -> Any:
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("template.html")
 
 
 # Summary ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
@@ -16,7 +15,7 @@ from matplotlib.patches import Rectangle
 from hepx import files
 from hepx.errors import ResultError
 from hepx.report import style
-from hepx.report.grid import Grid
+from hepx.report.grid import Grid, template
 from hepx.report.grids import count
 
 COLUMNS = {
@@ -53,15 +52,8 @@ def make_planted(folder: Path) -> Path:
         with files.atomic(folder / "figures" / f"planted.{kind}") as temporary:
             temporary.write_bytes(content)
     files.write_text(folder / "planted.md", markdown(suite))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     settings = suite["settings"]
-    page = environment.get_template("planted.html").render(
+    page = template("planted.html").render(
         base=suite["base"][0].upper() + suite["base"][1:],
         train_events=count(max((gate["num_train"] for gate in suite["gates"]), default=settings["train_events"])),
         seed=settings["seed"],
