@@ -7,7 +7,7 @@ YAML is read with the scalar rules of YAML 1.2: `1e-3` is a number, `no` is a wo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -199,3 +199,11 @@ def _has_tag(member: Any, tag: Any) -> bool:
         return any(getattr(note, "tag", None) == tag for note in get_args(member)[1:])
     is_model = isinstance(member, type) and issubclass(member, BaseModel)
     return is_model and any(field.default == tag for field in member.model_fields.values())
+
+
+def known_names(names: tuple[str, ...], choices: Collection[str], what: str) -> tuple[str, ...]:
+    """The names, for a validator of settings; ValueError with the nearest choice for one that is none."""
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"unknown {what} '{name}'; {closest(name, choices)}")
+    return names

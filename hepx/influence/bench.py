@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from hepx.config import Settings
-from hepx.errors import closest
+from hepx.config import Settings, known_names
 from hepx.influence import SCORES, Score, Task, read_snapshot
 from hepx.influence.retrain import Change, Recipe, Retrained, retrain
 from hepx.influence.studies import Study
@@ -60,12 +59,12 @@ class ValidateSettings(Settings):
     @field_validator("tests")
     @classmethod
     def _known_tests(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, TESTS, "test")
+        return known_names(names, TESTS, "test")
 
     @field_validator("scores")
     @classmethod
     def _known_scores(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, SCORES, "score")
+        return known_names(names, SCORES, "score")
 
     def training(self, base: TrainSettings) -> TrainSettings:
         """The settings of a training with the sizes of the study."""
@@ -90,13 +89,6 @@ QUICK = {
     "brittle": (0.1,),
 }
 """What `--quick` changes: a minute or two, with large errors."""
-
-
-def _known(names: tuple[str, ...], choices: Any, what: str) -> tuple[str, ...]:
-    for name in names:
-        if name not in choices:
-            raise ValueError(f"unknown {what} '{name}'; {closest(name, choices)}")
-    return names
 
 
 @dataclass(frozen=True)

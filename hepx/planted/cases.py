@@ -17,8 +17,8 @@ from hepx import __version__, files
 from hepx.attribution import METHODS, Subject, background_events, explain
 from hepx.attribution.baselines import patterns
 from hepx.attribution.edge_knockout import EdgeKnockout
-from hepx.config import Settings
-from hepx.errors import ConfigError, DataError, closest
+from hepx.config import Settings, known_names
+from hepx.errors import ConfigError, DataError
 from hepx.graph import GraphBatch
 from hepx.models import Model, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
@@ -56,12 +56,12 @@ class SuiteSettings(Settings):
     @field_validator("mechanisms")
     @classmethod
     def _known_mechanisms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, MECHANISMS, "mechanism")
+        return known_names(names, MECHANISMS, "mechanism")
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(names, (*METHODS, *OBSERVATIONS), "method")
+        return known_names(names, (*METHODS, *OBSERVATIONS), "method")
 
 
 def sizes(quick: bool, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,13 +69,6 @@ def sizes(quick: bool, values: Mapping[str, Any]) -> dict[str, Any]:
     small = {"train_events": 20_000, "test_events": 2_000, "explained": 48, "draws": 16, "epochs": 16}
     start: dict[str, Any] = {**small, "batch_size": 256, "mechanisms": QUICK, "quick": True} if quick else {}
     return start | {name: value for name, value in values.items() if value is not None}
-
-
-def _known(names: tuple[str, ...], choices: Any, what: str) -> tuple[str, ...]:
-    for name in names:
-        if name not in choices:
-            raise ValueError(f"unknown {what} '{name}'; {closest(name, choices)}")
-    return names
 
 
 @dataclass(frozen=True)
