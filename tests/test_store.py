@@ -156,7 +156,7 @@ def test_workers_that_always_die_end_with_a_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(workers, "ATTEMPTS", 1)
     tasks = [store.Task("a", "a.root", 0, 1, "a-00000-00000", "")]
     with pytest.raises(DataError, match=r"workers were killed again and again .* with fewer --workers, goes on"):
-        list(workers._in_processes(_die, tasks, 2))
+        list(workers._in_processes(_die, tasks, 2, "convert"))
 
 
 def _die(task: store.Task) -> str | None:

@@ -237,7 +237,7 @@ def few(number: int) -> float:
     """How much wider two standard errors from a few values must be, so as to be exceeded no more often than from many.
 
     >>> round(few(3), 2), round(few(1000), 2)
-    (2.27, 1.0)
+    (2.26, 1.0)
     """
     return float(t.ppf(norm.cdf(SIGMAS), number - 1) / SIGMAS)
 
