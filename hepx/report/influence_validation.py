@@ -41,7 +41,7 @@ CAPTION = (
     "are taken away and the network is trained again. Oracle: the planted log-odds of the wrong label. Event "
     "weight: its size alone. A score that knows no pairs pushes every test event towards the label of the "
     "training event. Errors: of the mean of several trainings, and of the sets of events where there are such. "
-    "Bold: more than two standard deviations above the loss. All numbers: influence/validate.csv."
+    "Bold: more than two standard deviations above the loss, and above chance. All numbers: influence/validate.csv."
 )
 
 
@@ -108,8 +108,9 @@ def _cell(row: Mapping[str, Any] | None) -> Any:
     if row is None:
         return NOTHING
     text = fixed(row["value"], 3) + ("" if row["error"] is None else f" ± {row['error']:.3f}")
-    better = row["better"]
-    return Markup("<b>{}</b>").format(text) if better is not None and better > 2 else text
+    better, chance, error = row["better"], row["chance"], row["error"] or 0.0
+    found = better is not None and better > 2 and (chance is None or row["value"] > chance + 2 * error)
+    return Markup("<b>{}</b>").format(text) if found else text
 
 
 def _verdict(one: Mapping[str, Any]) -> Markup:
