@@ -20,7 +20,6 @@ from hepx.results import Explanation, GroupExplanation, Importance, PairExplanat
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 OF_PAIRS = ("edge_knockout", "gradient_attention", "gnn_explainer")  # judged by pairs where the truth is one
-OF_EVENTS = ("rank", "pointing", "pair_hit")  # shares of the events
 EXACT = ("shapley", "feature_groups", "owen")  # what has an exact reference on the Bayes-optimal score
 
 
@@ -105,11 +104,8 @@ CRITERIA: dict[str, Criterion] = {
 """Measure -> what a method must reach on a network that passed the gate."""
 
 
-def missed(method: str, measures: Measures, num_events: int) -> list[str] | None:
-    """Names of the measures that miss their criterion; None if nothing could be judged.
-
-    A share of the events may be below by one binomial standard error: of few events, one decides.
-    """
+def missed(method: str, measures: Measures) -> list[str] | None:
+    """Names of the measures that miss their criterion; None if nothing could be judged."""
     kind = method.partition(":")[0]
     values = {name: getattr(measures, name) for name in CRITERIA}
     if kind in OF_PAIRS and measures.pair_hit is not None:
@@ -123,8 +119,7 @@ def missed(method: str, measures: Measures, num_events: int) -> list[str] | None
     }
     if not judged.keys() - {"completeness"}:
         return None
-    slack = {name: (value * (1 - value) / num_events) ** 0.5 for name, value in judged.items() if name in OF_EVENTS}
-    return [name for name, value in judged.items() if not CRITERIA[name].met(value + slack.get(name, 0.0))]
+    return [name for name, value in judged.items() if not CRITERIA[name].met(value)]
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def row_of(case: Case, name: str, gate: Gate | None) -> Row:
     """A line of the table; its measures from the folder if they are there already."""
     kept = case.kept(f"rows/{name}", lambda: asdict(_measured(case, name)))
     measured = Measured(**{**kept, "measures": Measures(**kept["measures"])})
-    failures = missed(name, measured.measures, measured.num_events)
+    failures = missed(name, measured.measures)
     if measured.num_events == 0:
         verdict = "not possible"
     elif name in OBSERVATIONS:
