@@ -186,64 +186,62 @@ def concatenate(batches: Sequence[GraphBatch]) -> GraphBatch:
     return replace(first, **joined)
 
 
-def gather(batches: Iterable[GraphBatch], most: int) -> GraphBatch:
-    """Join batches of one layout as they come, at most so many events; unlike `concatenate` it holds each event once.
-
-    DataError if there is no batch.
-    """
-    whole, filled = None, 0
-    for batch in batches:
-        if whole is None:
-            whole = batch._map(lambda tensor: tensor.new_empty((most, *tensor.shape[1:])))
-        for into, tensor in zip(whole.tensors().values(), batch.tensors().values(), strict=True):
-            into[filled : filled + len(batch)] = tensor
-        filled += len(batch)
-    if whole is None:
-        raise DataError("there are no events to join.")
-    return whole[:filled]
-
-
 def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> GraphBatch:
     """Turn events into graphs: one node per object (or aliases where the settings ask for them).
 
     Vectorised: slot by slot over all events.
     """
-    num_events = len(events)
+    return build_all([events], graph, layout, len(events))
+
+
+def build_all(batches: Iterable[EventBatch], graph: GraphSettings, layout: Layout, most: int) -> GraphBatch:
+    """The graphs of batches of events as they come, at most so many events; each is written once, where it stays."""
+    whole, filled = _empty(most, layout), 0
+    for events in batches:
+        _fill(whole[filled : filled + len(events)], events, graph)
+        filled += len(events)
+    return whole[:filled]
+
+
+def _empty(num_events: int, layout: Layout) -> GraphBatch:
+    """Memory for so many events, zeros where `_fill` does not write."""
     shape = (num_events, len(layout.slots))
-    x = np.zeros((*shape, len(RAW_FEATURES)), dtype=np.float32)
-    object_index = np.full(shape, -1, dtype=np.int16)
-    truth_parent = np.zeros(shape, dtype=np.int32)
+    arrays: dict[str, Any] = {
+        "x": np.zeros((*shape, len(RAW_FEATURES)), dtype=np.float32),
+        "mask": np.empty(shape, dtype=bool),
+        "node_type": np.empty(shape, dtype=np.int64),
+        "object_index": np.empty(shape, dtype=np.int16),
+        "truth_parent": np.zeros(shape, dtype=np.int32),
+        "observables": np.empty((num_events, len(layout.observables))),
+    }
+    arrays |= {name: np.empty(num_events, dtype=np.int64) for name in ("y", "sample", "event_id")}
+    arrays["weight"] = np.empty(num_events)
+    return GraphBatch(**{name: torch.from_numpy(values) for name, values in arrays.items()}, layout=layout)
+
+
+def _fill(graphs: GraphBatch, events: EventBatch, graph: GraphSettings) -> None:
+    """Write the graphs of the events into as many that are empty."""
+    into, layout = {name: tensor.numpy() for name, tensor in graphs.tensors().items()}, graphs.layout
+    object_index, truth_parent = into["object_index"], into["truth_parent"]
+    object_index[:] = -1
     collections = {name: _flatten(events, name) for name in dict.fromkeys(map(_collection, graph.nodes))}
     slot = 0
     for node in graph.nodes:
         flat, first_index = collections[_collection(node)], _FIRST_INDEX[_collection(node)]
         for having, place in list(flat.leading(node)):  # all of them before any is marked as used
             for name in DEFINED[node.type]:
-                x[having, slot, list(RAW_FEATURES).index(name)] = flat.fields[name][place]
+                into["x"][having, slot, list(RAW_FEATURES).index(name)] = flat.fields[name][place]
             object_index[having, slot] = first_index + (place - flat.starts[having])
             if "truth_parent" in flat.fields:
                 truth_parent[having, slot] = flat.fields["truth_parent"][place]
             if not node.alias:
                 flat.used[place] = True
             slot += 1
-    types = np.array([NODE_TYPES.index(name) for name in layout.types], dtype=np.int64)
-    observables = np.empty((num_events, len(layout.observables)))
-    for column, name in zip(observables.T, layout.observables, strict=True):
-        column[:] = events.observables[name]
-    sample = layout.samples.index(events.sample)
-    return GraphBatch(
-        x=torch.from_numpy(x),
-        mask=torch.from_numpy(object_index >= 0),
-        node_type=torch.from_numpy(np.broadcast_to(types, shape).copy()),
-        object_index=torch.from_numpy(object_index),
-        truth_parent=torch.from_numpy(truth_parent),
-        y=torch.full((num_events,), events.label, dtype=torch.int64),
-        weight=torch.from_numpy(events.weight.astype(np.float64)),
-        sample=torch.full((num_events,), sample, dtype=torch.int64),
-        event_id=torch.from_numpy(events.event_id),
-        observables=torch.from_numpy(observables),
-        layout=layout,
-    )
+    np.stack([events.observables[name] for name in layout.observables], axis=1, out=into["observables"])
+    np.greater_equal(object_index, 0, out=into["mask"])
+    into["node_type"][:] = [NODE_TYPES.index(name) for name in layout.types]
+    into["y"][:], into["sample"][:] = events.label, layout.samples.index(events.sample)
+    into["weight"][:], into["event_id"][:] = events.weight, events.event_id
 
 
 @dataclass(frozen=True)

@@ -54,36 +54,23 @@ def delta_r(one: Any, other: Any) -> Any:
     return np.sqrt((one.eta - other.eta) ** 2 + delta_phi(one, other) ** 2)
 
 
-class Cartesian(NamedTuple):
-    """A four-momentum by its components, GeV [B]."""
+class Along(NamedTuple):
+    """What a momentum has along the beam, pz, and its energy, GeV [B]."""
 
-    x: Any
-    y: Any
-    z: Any
+    pz: Any
     energy: Any
 
 
-def cartesian(pt: Any, eta: Any, phi: Any, mass: Any) -> Cartesian:
-    """The components of a momentum; a negative mass counts as a negative square of a mass, as in `vector`."""
-    x, y, z = pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)
-    return Cartesian(x, y, z, np.sqrt(x * x + y * y + z * z + np.copysign(mass * mass, mass)))
-
-
-def add(one: Cartesian, other: Cartesian) -> Cartesian:
-    """The sum of two momenta."""
-    return Cartesian(*(a + b for a, b in zip(one, other, strict=True)))
-
-
-def mass(momentum: Cartesian) -> Any:
-    """Invariant mass, GeV [B]; of a negative square it is minus the root."""
-    x, y, z, energy = momentum
-    squared = energy * energy - (x * x + y * y + z * z)
-    return np.copysign(np.sqrt(np.abs(squared)), squared)
+def along(pt: Any, eta: Any, phi: Any, mass: Any) -> Along:
+    """pz and energy of a momentum; a negative mass counts as a negative square of a mass, as in `vector`."""
+    half = 0.5 * np.exp(eta)
+    pz = pt * (half - 0.25 / half)  # sinh, three times as fast
+    return Along(pz, np.sqrt(pt * pt + pz * pz + np.copysign(mass * mass, mass)))
 
 
 def transverse_mass(lepton: Any, met: Any) -> Any:
     """m_T = √(2 pt met (1 − cos Δφ)) of a lepton and the missing momentum, GeV [B]."""
-    return np.sqrt(2 * lepton.pt * met.pt * (1 - np.cos(delta_phi(lepton, met))))
+    return 2 * np.sqrt(lepton.pt * met.pt) * np.abs(np.sin(0.5 * (lepton.phi - met.phi)))
 
 
 def contransverse_mass(b1: Any, b2: Any) -> Any:
@@ -91,24 +78,43 @@ def contransverse_mass(b1: Any, b2: Any) -> Any:
 
     For a pair of top quarks m_CT of the b-jets ends near 135 GeV: (m_t² − m_W²) / m_t.
     """
-    return np.sqrt(2 * b1.pt * b2.pt * (1 + np.cos(delta_phi(b1, b2))))
+    return 2 * np.sqrt(b1.pt * b2.pt) * np.abs(np.cos(0.5 * (b1.phi - b2.phi)))
+
+
+def pair_pt(one: Any, other: Any, mct: Any) -> Any:
+    """Transverse momentum of two momenta with the contransverse mass `mct`, GeV [B]: √((pt1 − pt2)² + m_CT²), a sum in
+    which nothing cancels."""
+    return np.sqrt((one.pt - other.pt) ** 2 + mct * mct)
+
+
+def pair_mass(pt: Any, one: Along, other: Along) -> Any:
+    """Invariant mass of two momenta with the transverse momentum `pt` together, GeV [B]; of a negative square it is
+    minus the root."""
+    pz, energy = one.pz + other.pz, one.energy + other.energy
+    squared = energy * energy - pz * pz - pt * pt
+    return np.copysign(np.sqrt(np.abs(squared)), squared)
+
+
+def invariant_mass(one: Any, other: Any) -> Any:
+    """Invariant mass of two momenta, GeV [B]."""
+    return pair_mass(pair_pt(one, other, contransverse_mass(one, other)), along(*one), along(*other))
 
 
 def nearest_mass(lepton: Any, bjets: Collection) -> Any:
     """Mass of the lepton [B] and the b-jet nearest in ΔR, GeV [B]; NaN where either is missing."""
-    bjets = _with_components(bjets)
+    bjets = _with_along(bjets)
     eta, phi = (np.asarray(values)[bjets.event] for values in (lepton.eta, lepton.phi))
     nearest = bjets.least((bjets["eta"] - eta) ** 2 + wrap(bjets["phi"] - phi) ** 2)
-    own = cartesian(*(np.asarray(getattr(lepton, name)) for name in Momentum._fields))
-    return mass(add(own, Cartesian(*bjets.take(nearest, *Cartesian._fields))))
+    own = Momentum(*(np.asarray(getattr(lepton, name)) for name in Momentum._fields))
+    other = _momentum(bjets, nearest)
+    return pair_mass(pair_pt(own, other, contransverse_mass(own, other)), along(*own), _along(bjets, nearest))
 
 
-def _with_components(objects: Collection) -> Collection:
-    """The objects with their cartesian components as further fields, computed once."""
+def _with_along(objects: Collection) -> Collection:
+    """The objects with `along` as further fields, computed once."""
     if "energy" in objects:
         return objects
-    found = cartesian(*(objects[name] for name in Momentum._fields))
-    return objects.with_fields(**found._asdict())
+    return objects.with_fields(**along(*(objects[name] for name in Momentum._fields))._asdict())
 
 
 def jet_resolution(pt: Any) -> Any:
@@ -167,10 +173,12 @@ class Event:
     """The objects of the events as observables need them: collections, and the leading objects [B]."""
 
     def __init__(self, objects: Mapping[str, Collection]) -> None:
-        self.jets, self.bjets, self.leptons = objects["jet"], _with_components(objects["bjet"]), objects["lepton"]
+        self.jets, self.bjets, self.leptons = objects["jet"], _with_along(objects["bjet"]), objects["lepton"]
         first, second = (self.bjets.place(rank) for rank in (0, 1))
         self.b1, self.b2 = _momentum(self.bjets, first), _momentum(self.bjets, second)
-        self.bb = add(*(Cartesian(*self.bjets.take(place, *Cartesian._fields)) for place in (first, second)))
+        self.mct = contransverse_mass(self.b1, self.b2)
+        self.pt_bb = pair_pt(self.b1, self.b2, self.mct)
+        self.mbb = pair_mass(self.pt_bb, _along(self.bjets, first), _along(self.bjets, second))
         self.lepton = _momentum(self.leptons, self.leptons.place(0))
         self.met = Momentum(*(objects["met"][name] for name in Momentum._fields))
         self.met_significance = objects["met"]["significance"]
@@ -178,6 +186,10 @@ class Event:
 
 def _momentum(objects: Collection, place: npt.NDArray[np.int64]) -> Momentum:
     return Momentum(*objects.take(place, *Momentum._fields))
+
+
+def _along(objects: Collection, place: npt.NDArray[np.int64]) -> Along:
+    return Along(*objects.take(place, *Along._fields))
 
 
 @dataclass(frozen=True)
@@ -192,14 +204,14 @@ class Observable:
 
 
 OBSERVABLES: dict[str, Observable] = {
-    "mbb": Observable("GeV", r"$m_{bb}$", ("bjet",), lambda e: mass(e.bb)),
+    "mbb": Observable("GeV", r"$m_{bb}$", ("bjet",), lambda e: e.mbb),
     "mt": Observable("GeV", r"$m_{T}$", ("lepton", "met"), lambda e: transverse_mass(e.lepton, e.met)),
-    "mct": Observable("GeV", r"$m_{CT}$", ("bjet",), lambda e: contransverse_mass(e.b1, e.b2)),
+    "mct": Observable("GeV", r"$m_{CT}$", ("bjet",), lambda e: e.mct),
     "met": Observable("GeV", r"$E_{T}^{miss}$", ("met",), lambda e: e.met.pt),
     "met_significance": Observable("", r"$E_{T}^{miss}$ significance", ("met",), lambda e: e.met_significance),
     "delta_r_bb": Observable("", r"$\Delta R(b,b)$", ("bjet",), lambda e: delta_r(e.b1, e.b2)),
     "delta_phi_bb": Observable("rad", r"$|\Delta\phi(b,b)|$", ("bjet",), lambda e: np.abs(delta_phi(e.b1, e.b2))),
-    "pt_bb": Observable("GeV", r"$p_{T}^{bb}$", ("bjet",), lambda e: np.sqrt(e.bb.x**2 + e.bb.y**2)),
+    "pt_bb": Observable("GeV", r"$p_{T}^{bb}$", ("bjet",), lambda e: e.pt_bb),
     "mlb": Observable("GeV", r"$m_{\ell b}$", ("lepton", "bjet"), lambda e: nearest_mass(e.lepton, e.bjets)),
     "ht": Observable("GeV", r"$H_{T}$", ("bjet", "jet"), lambda e: e.jets.total(e.jets["pt"])),
     "n_jet": Observable("", r"$N_{jet}$", ("jet",), lambda e: e.jets.counts),

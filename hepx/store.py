@@ -24,8 +24,8 @@ from safetensors.torch import save
 
 from hepx import events, files
 from hepx.errors import ConfigError, DataError, closest
-from hepx.events import DataSettings, FoldSettings, Schema, Source, SplitSettings, WeightSums
-from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, gather, make_layout
+from hepx.events import DataSettings, EventBatch, FoldSettings, Schema, Source, SplitSettings, WeightSums
+from hepx.graph import GraphBatch, GraphSettings, Layout, build_all, concatenate, make_layout
 from hepx.order import BLOCK, shuffled_blocks
 from hepx.progress import progress, track
 from hepx.random import scramble, unit
@@ -36,7 +36,7 @@ from hepx.workers import THIS_PROCESS, Execution, outcomes
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-FORMAT = 2
+FORMAT = 3
 IDS_AT_ONCE = 20_000_000  # event ids compared in one pass (160 MB)
 
 Int64 = npt.NDArray[np.int64]
@@ -268,15 +268,15 @@ def _convert_task(job: Job, task: Task) -> None:
     flows, sums = [], WeightSums()
     path, variation = locate(task.path, job.root), job.data.varied(task.variation)
 
-    def batches() -> Iterator[GraphBatch]:
+    def selected() -> Iterator[EventBatch]:
         nonlocal sums
         for batch in events.read_events(path, job.schema, job.data, task.sample, task.start, task.stop, variation):
             kept, flow = events.select(batch, job.data.select)
             sums += batch.weight_sums
             flows.append([asdict(cut) for cut in flow])
-            yield build_graphs(kept, job.graph, job.layout)
+            yield kept
 
-    graphs = gather(batches(), task.stop - task.start)
+    graphs = build_all(selected(), job.graph, job.layout, task.stop - task.start)
     with files.atomic(shard) as temporary:
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}))
     part = {"sample": task.sample, "events": len(graphs), "cutflow": _sum_cutflow(flows), "recipe": task.recipe}

@@ -168,8 +168,10 @@ def test_killed_conversion_leaves_no_half_file_and_goes_on(
     data: DataSettings, reference: GraphStore, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from hepx import events, store; from hepx.graph import GraphSettings\n"
-        f"events.EVENTS_PER_STEP = {STEP}\n"
+        "import sys, time; from pathlib import Path; from hepx import events, store\n"
+        "from hepx.graph import GraphSettings\n"
+        f"events.EVENTS_PER_STEP, task = {STEP}, store._convert_task\n"
+        "store._convert_task = lambda *job: (task(*job), time.sleep(0.2))\n"  # the kill comes in time on a busy machine
         "data = events.DataSettings.model_validate_json(sys.argv[1])\n"
         "store.convert(data, GraphSettings(), Path(sys.argv[2]))"
     )

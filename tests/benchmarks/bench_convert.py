@@ -38,8 +38,8 @@ from hepx.graph import (
     GraphBatch,
     GraphSettings,
     NodeSettings,
+    build_all,
     build_graphs,
-    gather,
     make_layout,
     to_pyg,
 )
@@ -223,7 +223,7 @@ class Conversion:
     def convert(self) -> GraphBatch:
         """ROOT -> GraphBatch, batch by batch as `hepx convert` does."""
         batches = events.read_events(self.path, self.schema, self.data, "a")
-        return gather((build_graphs(batch, self.graph, self.layout) for batch in batches), NUM_EVENTS)
+        return build_all(batches, self.graph, self.layout, NUM_EVENTS)
 
     def build(self, batches: list[events.EventBatch]) -> list[GraphBatch]:
         """EventBatch -> GraphBatch."""

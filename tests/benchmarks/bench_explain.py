@@ -35,7 +35,7 @@ from hepx.attribution.gradients import Paths, score_function
 from hepx.attribution.integrated_gradients import IntegratedGradients, path_integral, piece_integral
 from hepx.attribution.shapley import Shapley
 from hepx.graph import GraphBatch
-from hepx.kinematics import add, cartesian, mass
+from hepx.kinematics import Momentum, invariant_mass
 from hepx.models import Model, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.results import Provenance
@@ -62,8 +62,8 @@ def seven_objects(num_events: int) -> GraphBatch:
 def trained(size: str) -> Model:
     """A network trained for a few epochs on a noisy peak in m_bb."""
     graphs = seven_objects(3000)
-    objects = (cartesian(*graphs.x[:, i, :4].double().numpy().T) for i in (0, 1))
-    peak = torch.from_numpy(np.abs(mass(add(*objects)) - 120) < 40)
+    first, second = (Momentum(*graphs.x[:, i, :4].double().numpy().T) for i in (0, 1))
+    peak = torch.from_numpy(np.abs(invariant_mass(first, second) - 120) < 40)
     graphs = replace(graphs, y=(peak ^ (torch.rand(len(graphs)) < 0.1)).long())
     model = build_model(MoEGraphTransformerSettings(**SIZES[size], dropout=0.0), graphs.layout, 1)
     with tempfile.TemporaryDirectory() as folder:
