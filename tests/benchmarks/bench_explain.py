@@ -30,6 +30,7 @@ from torch import nn
 from torch_geometric.explain import CaptumExplainer, Explainer
 
 from hepx.attribution import METHODS, Subject, explain_blocks, merge_blocks
+from hepx.attribution.base import ROWS_PER_PASS
 from hepx.attribution.baselines import Pattern, draw, patterns
 from hepx.attribution.gradients import Paths, score_function
 from hepx.attribution.integrated_gradients import IntegratedGradients, path_integral, piece_integral
@@ -104,10 +105,38 @@ def shapley(size: str, rounds: int) -> None:
             return ShapleyValues(score).attribute(one.x, donor, feature_mask=groups, additional_forward_args=arguments)
 
     peer = seconds(captum, 1) * DONORS
+    floor = bare_products(model, (2**7 - 1) * DONORS + 1)
     print(
-        f"shapley, {size}, 7 objects, {DONORS} donors: {1 / ours:.0f} events/s, "
-        f"{peer / ours:.0f}x captum.ShapleyValues (one event, one donor measured)"
+        f"shapley, {size}, 7 objects, {DONORS} donors: {1 / ours:.1f} events/s, "
+        f"{peer / ours:.0f}x captum.ShapleyValues (one event, one donor measured); the matrix products of the network "
+        f"alone allow {1 / floor:.1f} events/s"
     )
+
+
+def bare_products(model: Model, rows: int) -> float:
+    """CPU seconds of nothing but the matrix products of so many rows of seven nodes, in passes as hepx makes them."""
+    block = model.blocks[0]
+    dim, heads = block.attention.qkv.in_features, block.attention.num_heads
+    hidden = block.feed_forward.num_experts * block.feed_forward.expert_dim
+    pairs = 0 if block.attention.pair_values is None else block.attention.pair_values.in_features // heads
+
+    def of(*shapes: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+        one, other = (torch.randn(shape) for shape in shapes)
+        out = one @ other
+        return lambda: torch.matmul(one, other, out=out)
+
+    def layer(rows: int) -> list[Callable[[], torch.Tensor]]:
+        nodes, of_head = 7 * rows, (rows * heads, 7, dim // heads)
+        plain = [(dim, 3 * dim), (dim, dim), (dim, hidden), (hidden, dim)]
+        plain += [(heads * pairs, dim)] if pairs else []
+        found = [of((nodes, one), (one, other)) for one, other in plain]
+        found += [of(of_head, (rows * heads, dim // heads, 7)), of((rows * heads, 7, 7), of_head)]
+        return found + ([of((nodes, heads, 7), (nodes, 7, pairs))] if pairs else [])
+
+    products = layer(ROWS_PER_PASS)
+    passes = len(model.blocks) * rows / ROWS_PER_PASS
+    with torch.inference_mode():
+        return passes * seconds(lambda: [product() for product in products], 5)
 
 
 # Integrated gradients ---------------------------------------------------------------------------------------------
