@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 
 import hepx
-from hepx import evaluate, files, report, store, train
+from hepx import evaluate, files, store, train
 from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
 from hepx.closure import closure
@@ -343,6 +343,8 @@ class Run:
         describe(inside, settings.insides, self.folder, self.provenance)
 
     def _report(self) -> None:
+        from hepx import report  # matplotlib is slow to import
+
         report.make_report(self.folder)
 
     def _remove(self, *names: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from hepx import files, report
+from hepx import files
 from hepx.attribution import Shard
 from hepx.comparison import Row, compare_runs
 from hepx.config import Settings, apply_overrides, load, parse, write_yaml
@@ -135,6 +135,8 @@ class Sweep:
             variant: [member.run.folder for member in self.members if member.variant == variant]
             for variant in self.settings.variants
         }
+        from hepx import report  # matplotlib is slow to import
+
         rows = compare_runs(runs, self.settings.reference)
         with files.atomic(self.folder / "sweep.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(rows[0])))

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 Array = npt.NDArray[Any]
 MOST_COLUMNS = 32  # as many as an integer has bits
@@ -52,6 +51,8 @@ class Trees:
 
 def fit(train: Table, validation: Table, seed: int, learning_rate: float = 0.05) -> Trees:
     """Trees that tell classes apart (y integer) or predict a number, as many as the validation loss asks for."""
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor  # slow
+
     known = np.asarray(~np.isnan(train.x).all(axis=0))
     kind = HistGradientBoostingClassifier if np.issubdtype(train.y.dtype, np.integer) else HistGradientBoostingRegressor
     estimator = kind(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from captum.attr import InputXGradient as CaptumInputXGradient
 from torch import Tensor
 
 from hepx.attribution.base import Subject, event_table, from_blocks, in_blocks
@@ -25,6 +24,8 @@ class InputXGradient(PathMethod):
 
     def explain(self, subject: Subject, provenance: Provenance) -> Explanation:
         """Values [B, N, F] with their standard error over the donors and the measured completeness error."""
+
+        from captum.attr import InputXGradient as CaptumInputXGradient  # slow
 
         def compute(pattern: Pattern, events: GraphBatch) -> dict[str, Tensor]:
             paths = Paths(self, subject, pattern, events)

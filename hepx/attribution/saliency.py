@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from captum.attr import Saliency as CaptumSaliency
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -62,6 +61,8 @@ def sensitivity(
 
     The routing of the event is replayed: the gradient does not see a change of experts anyway.
     """
+    from captum.attr import Saliency as CaptumSaliency  # slow
+
     model.eval()
     device = next(model.parameters()).device
     plain, mask, kinds = (tensor.to(device) for tensor in (events.x, events.mask, events.node_type))

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
-from sklearn.tree import DecisionTreeClassifier, export_text
 from torch import Tensor
 
 from hepx.graph import NODE_TYPES, RAW_FEATURES, GraphBatch
@@ -22,6 +21,8 @@ DEPTH, FEWEST = 3, 50  # levels; nodes in a leaf
 def surrogate(gates: Float[Tensor, "B L N X"], graphs: GraphBatch, fitted: Array, seed: int) -> list[Surrogate]:
     """One tree per layer, fitted on the events in `fitted` [B] with |w|, judged on the others with signed ones."""
     mask, weight = graphs.mask.numpy(), balanced_weight(graphs)
+    from sklearn.tree import export_text  # slow
+
     names, table = node_kinematics(graphs)
     event, slot = np.nonzero(mask)
     inputs, w, train = table[event, slot], weight[event], fitted[event]
@@ -41,6 +42,8 @@ def surrogate(gates: Float[Tensor, "B L N X"], graphs: GraphBatch, fitted: Array
 
 
 def _fit(inputs: Array, expert: Array, weight: Array, seed: int) -> Any:
+    from sklearn.tree import DecisionTreeClassifier  # slow
+
     tree = DecisionTreeClassifier(max_depth=DEPTH, min_samples_leaf=FEWEST, random_state=seed)
     return tree.fit(inputs, expert, sample_weight=np.abs(weight))
 
