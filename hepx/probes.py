@@ -112,7 +112,9 @@ def probe(
         predicted = states[test] @ coefficients + constant
         shown, w = columns[test], weight[test]
         value = explained(shown, predicted[:, : len(names)], w[None])[0]
-        spread = np.nanstd(explained(shown, predicted[:, : len(names)], w * counts[:, event[test]]), axis=0)
+        drawn = explained(shown, predicted[:, : len(names)], w * counts[:, event[test]])
+        drawn[:, ~np.isfinite(value)] = 0.0  # a constant target: it has no R², and is left out below
+        spread = np.nanstd(drawn, axis=0)
         control = np.mean(
             [
                 explained(shown[rng.permutation(len(shown))], part, w[None])[0]

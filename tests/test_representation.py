@@ -38,6 +38,7 @@ def test_probe_reads_a_linear_target_and_no_shuffled_one() -> None:
     signal = states @ rng.normal(size=12)
     noise = rng.normal(size=4000) * signal.std()
     wanted = {"all": signal, "half": signal + noise, "none": rng.permutation(signal), "gone": signal * np.nan}
+    wanted["constant"] = np.full(4000, 2.0)
     found = probe(states, wanted, np.ones(4000), fitted, event, 1)
     assert set(found) == {"all", "half", "none"}
     assert found["all"].value == pytest.approx(1, abs=1e-4)
