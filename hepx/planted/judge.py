@@ -97,7 +97,7 @@ CRITERIA: dict[str, Criterion] = {
     "pair_closure": Criterion(0.95, methods=EXACT),
     "completeness": Criterion(0.05, at_least=False),
     "exactness": Criterion(1e-5, at_least=False),
-    "null": Criterion(0.01, methods=("shapley", "owen")),
+    "null": Criterion(0.05, methods=("shapley", "owen")),
     "shortcut": Criterion(1.0),
     "unused": Criterion(0.03, at_least=False, methods=EXACT),
 }
