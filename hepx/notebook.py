@@ -33,8 +33,10 @@ from hepx.faithfulness import Kept, validate
 from hepx.graph import GraphBatch
 from hepx.influence import SCORES, Task, read_snapshots
 from hepx.influence.audit import Audit, AuditSettings, audit, examine
-from hepx.influence.distill import DistillSettings, Study, describe, execute, first_dropped, losses
+from hepx.influence.distill import describe
+from hepx.influence.dropped import first_dropped, losses
 from hepx.influence.groups import Grouping, Question
+from hepx.influence.reduced import DistillSettings, Study, execute
 from hepx.influence.taxonomy import TaxonomySettings, TruthMet
 from hepx.influence.truth import true_met
 from hepx.insides import NULLS

@@ -14,30 +14,9 @@ from scipy.stats import ks_2samp
 from hepx.errors import ConfigError
 from hepx.graph import GraphBatch
 from hepx.influence import distill
-from hepx.influence.distill import (
-    EPOCHS,
-    FULL,
-    RANDOM,
-    SHORT,
-    STEPS,
-    Arm,
-    DistillSettings,
-    Entry,
-    Study,
-    analyse,
-    compare_shapes,
-    composition,
-    execute,
-    few,
-    gain,
-    gain_over_sets,
-    ks_distance,
-    merged,
-    removals,
-    shapes,
-    verdict,
-    word,
-)
+from hepx.influence.distill import Entry, analyse, few, gain, gain_over_sets, merged, verdict, word
+from hepx.influence.dropped import compare_shapes, composition, ks_distance, removals, shapes
+from hepx.influence.reduced import EPOCHS, FULL, RANDOM, SHORT, STEPS, Arm, DistillSettings, Study, execute
 from hepx.influence.retrain import Retrained
 from hepx.models import MODELS
 from hepx.planted import MECHANISMS, plant, toy_graphs

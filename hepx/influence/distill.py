@@ -23,147 +23,27 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from pydantic import Field
 from scipy.stats import norm, t
 
-from hepx import files, metrics, random
-from hepx.config import Settings
-from hepx.errors import ConfigError
+from hepx import files, metrics
 from hepx.evaluate import SIGNAL
 from hepx.graph import GraphBatch
-from hepx.influence.audit import finite, picture, rate, strata
-from hepx.influence.retrain import Change, Recipe, Retrained, retrain
-from hepx.influence.taxonomy import Category
+from hepx.influence.audit import finite
+from hepx.influence.dropped import composition, means, shapes
+from hepx.influence.reduced import EPOCHS, FULL, RANDOM, SHORT, STEPS, Arm, Study
+from hepx.influence.retrain import Retrained
 from hepx.results import Provenance
-from hepx.train import TrainSettings, training_weights
 
 Array = npt.NDArray[Any]
-Order = Literal["highest", "lowest"]
-EPOCHS, STEPS = "events", "steps"  # what a comparison holds equal; the same number of epochs, or of steps as the full
-FULL, SHORT, RANDOM = "full", "short", "random"
 SIGMAS = 2.0  # a claim needs more
 REPLICAS = 200
 EFFICIENCY = 0.5  # of the signal, where the rejection is quoted
-SHAPES = ("mbb", "mt", "mct")
-NUM_BINS = 24
-NULL_DRAWS = 200
 NAMES = ("influence/distill.json", "influence/distill.csv")
-
-
-class DistillSettings(Settings):
-    """fractions of the training events that are dropped; seeds of the trainings; orders: which end of the ranking goes;
-    sets: how many random removals stand beside it; epochs of the full training (null: as in the config of the run)."""
-
-    fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.1, 0.2, 0.5)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(1, 2, 3), min_length=2)
-    orders: tuple[Order, ...] = Field(default=("highest", "lowest"), min_length=1)
-    sets: int = Field(default=4, ge=2)
-    epochs: int | None = Field(default=None, ge=1)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train, with every seed. score: what ranks the events, or full, short, random; order: which end is
-    dropped; fraction that is dropped; equal: to the full training in epochs (`events`) or in `steps`; draw: number of
-    the random set."""
-
-    score: str
-    order: str
-    fraction: float
-    equal: str
-    epochs: int
-    draw: int = 0
-
-    @property
-    def is_scored(self) -> bool:
-        """Whether a score decides what is dropped."""
-        return self.score not in (FULL, SHORT, RANDOM)
-
-
-@dataclass(frozen=True)
-class Study:
-    """A model with its training settings, training and test events, and scores of the training events by name [B]."""
-
-    model: Settings
-    train: TrainSettings
-    events: GraphBatch
-    test: GraphBatch
-    scores: Mapping[str, Array]
-    settings: DistillSettings
-
-    @cached_property
-    def epochs(self) -> int:
-        """Of the full training."""
-        return self.settings.epochs or self.train.epochs
-
-    @cached_property
-    def steps_per_epoch(self) -> int:
-        """Of the full training."""
-        return math.ceil(len(self.events) / self.train.batch_size)
-
-    def num_dropped(self, fraction: float) -> int:
-        """Number of events that a fraction is."""
-        return round(fraction * len(self.events))
-
-    def arms(self) -> list[Arm]:
-        """Full training; then per fraction the shorter one, random removal and every score, at equal events and steps.
-
-        The number of epochs of equal steps is rounded, so steps agree with those of the full training to half an epoch.
-        """
-        found = [Arm(FULL, "", 0.0, EPOCHS, self.epochs)]
-        for fraction in self.settings.fractions:
-            left = math.ceil((len(self.events) - self.num_dropped(fraction)) / self.train.batch_size)
-            more, fewer = self.steps_per_epoch / left, left / self.steps_per_epoch
-            found.append(Arm(SHORT, "", fraction, STEPS, max(1, round(self.epochs * fewer))))
-            for equal, epochs in ((EPOCHS, self.epochs), (STEPS, round(self.epochs * more))):
-                found += [Arm(RANDOM, "", fraction, equal, epochs, draw) for draw in range(self.settings.sets)]
-                for score in self.scores:
-                    found += [Arm(score, order, fraction, equal, epochs) for order in self.settings.orders]
-        return found
-
-    def dropped(self, arm: Arm) -> Array:
-        """Mask [B] of the events that are dropped: the ends of the ranking (equal scores by the event id), or events
-        drawn at random, more of them for a larger fraction. Only training events are looked at."""
-        mask = np.zeros(len(self.events), dtype=bool)
-        if arm.score in (FULL, SHORT):
-            return mask
-        ids = self.events.event_id.numpy()
-        if arm.score == RANDOM:
-            value = random.uniform(arm.draw, ids, "distill", 1)[:, 0]
-        else:
-            value = self.scores[arm.score] * (-1 if arm.order == "highest" else 1)
-        mask[np.lexsort((ids, value))[: self.num_dropped(arm.fraction)]] = True
-        return mask
-
-    def change(self, arm: Arm, seed: int) -> Change:
-        """The training of an arm with a seed."""
-        rows = None if arm.fraction == 0 or arm.score == SHORT else np.flatnonzero(~self.dropped(arm))
-        name = f"{arm.score} {arm.order or arm.draw} {arm.fraction:g} equal {arm.equal}, seed {seed}"
-        return Change(name=name, seed=seed, rows=None if rows is None else torch.from_numpy(rows))
-
-
-def execute(study: Study, folder: Path, workers: int = 1) -> dict[Arm, list[Retrained]]:
-    """All trainings, those whose files are in `folder` not again; outcomes per arm, one per seed."""
-    if len(set(study.settings.seeds)) < 2:
-        raise ConfigError("distill needs two different seeds at least: one says nothing about the spread of trainings.")
-    found: dict[Arm, list[Retrained]] = {}
-    arms = study.arms()
-    for epochs in dict.fromkeys(arm.epochs for arm in arms):
-        settings = study.train.model_copy(update={"epochs": epochs})
-        recipe = Recipe(study.model, settings, study.events, study.test)
-        mine = [arm for arm in arms if arm.epochs == epochs]
-        changes = [study.change(arm, seed) for arm in mine for seed in study.settings.seeds]
-        done = retrain(recipe, changes, folder, workers, what=f"distill, {epochs} epochs")
-        num = len(study.settings.seeds)
-        found |= {arm: done[i * num : (i + 1) * num] for i, arm in enumerate(mine)}
-    return {arm: found[arm] for arm in arms}
 
 
 # Measures -----------------------------------------------------------------------------------------------------------
@@ -372,163 +252,6 @@ def _name(row: Mapping[str, Any], equal: bool = True) -> str:
     order = f"{row['order']} " if row["order"] else ""
     text = f"{order}{row['score']}, {100 * row['fraction']:g} % dropped"
     return f"{text}, equal {row['equal']}" if equal else text
-
-
-# What is dropped ------------------------------------------------------------------------------------------------------
-
-
-def removals(study: Study) -> list[Arm]:
-    """The different sets that scores drop: one arm for each score, order and fraction."""
-    return [arm for arm in study.arms() if arm.is_scored and arm.equal == EPOCHS]
-
-
-def composition(study: Study) -> list[dict[str, Any]]:
-    """Share of each process in its class in the training set, by weight, before and after."""
-    graphs = study.events
-    weight, sample, y = graphs.weight.numpy(), graphs.sample.numpy(), graphs.y.numpy()
-    rows = []
-    for arm in removals(study):
-        kept = ~study.dropped(arm)
-        for number, label in np.unique(np.stack([sample, y], 1), axis=0).tolist():
-            own, peers = (sample == number) & (y == label), y == label
-            before, after = (float(weight[own & part].sum() / weight[peers & part].sum()) for part in (peers, kept))
-            rows.append(
-                {
-                    **_key(arm),
-                    "sample": graphs.layout.samples[number],
-                    "label": label,
-                    "events_before": int(own.sum()),
-                    "events_after": int((own & kept).sum()),
-                    "dropped": asdict(metrics.share(~kept[own], weight[own])),
-                    "share_before": before,
-                    "share_after": after,
-                }
-            )
-    return rows
-
-
-def shapes(study: Study) -> list[dict[str, Any]]:
-    """Distribution of m_bb, m_T and m_CT of each class in the training set, before and after, at unit area.
-
-    ratio: after / before with its error (the events after are among those before); distance: largest difference of the
-    weighted cumulative distributions (Kolmogorov–Smirnov); null: its 95th percentile for as many events drawn at random
-    from the training set; chi2: of the ratio to 1 over `bins` bins.
-    """
-    weight, y = training_weights(study.events, study.train.weights).numpy(), study.events.y.numpy()
-    rows = []
-    for name in SHAPES:
-        value = study.events.observable(name).numpy()
-        if not np.isfinite(value).any():  # events without b-jets have no m_bb
-            continue
-        edges = _edges(value[np.isfinite(value)])
-        for label in np.unique(y):
-            own = (y == label) & np.isfinite(value)
-            nulls: dict[float, float] = {}
-            for arm in removals(study):
-                kept = ~study.dropped(arm)[own]
-                if arm.fraction not in nulls:
-                    nulls[arm.fraction] = _null_distance(value[own], weight[own], arm.fraction)
-                if weight[own][kept].sum() <= 0:
-                    continue
-                found = compare_shapes(value[own], weight[own], kept, edges)
-                key = {**_key(arm), "observable": name, "label": int(label)}
-                rows.append({**key, **found, "null": nulls[arm.fraction], "edges": edges.tolist()})
-    return rows
-
-
-def compare_shapes(value: Array, weight: Array, kept: Array, edges: Array) -> dict[str, Any]:
-    """Histogram of some values and of the kept ones, their ratio, and how far apart they are.
-
-    The variance of the share r = k/f of a bin that is kept is ((1 − 2r) Σ_kept w² + r² Σ w²) / f²: the binomial one
-    for equal weights.
-    """
-    before, after = (np.histogram(value[m], edges, weights=weight[m])[0] for m in (slice(None), kept))
-    all2, kept2 = (np.histogram(value[m], edges, weights=weight[m] ** 2)[0] for m in (slice(None), kept))
-    overall = weight[kept].sum() / weight.sum()
-    known = before > 0
-    share = np.divide(after, before, out=np.zeros_like(before), where=known)
-    variance = np.divide((1 - 2 * share) * kept2 + share**2 * all2, before**2, out=np.zeros_like(before), where=known)
-    ratio, error = share / overall, np.sqrt(np.maximum(variance, 0)) / overall
-    used = error > 0
-    return {
-        "before": (before / before.sum()).tolist(),
-        "after": (after / after.sum()).tolist(),
-        "ratio": np.where(known, ratio, 0.0).tolist(),
-        "ratio_error": error.tolist(),
-        "distance": ks_distance(value, weight, kept),
-        "chi2": float((((ratio - 1) / np.where(used, error, 1)) ** 2)[used].sum()),
-        "bins": int(used.sum()) - 1,
-    }
-
-
-def ks_distance(value: Array, weight: Array, kept: Array) -> float:
-    """Largest difference of the weighted cumulative distributions of all and of the kept values; signs of the weights
-    are kept."""
-    order = np.argsort(value, kind="stable")
-    last = np.append(np.diff(value[order]) > 0, True)
-    w, part = weight[order], (weight * kept)[order]
-    return float(np.abs(np.cumsum(w) / w.sum() - np.cumsum(part) / part.sum())[last].max())
-
-
-def _null_distance(value: Array, weight: Array, fraction: float) -> float:
-    """95th percentile of the distance when events are dropped at random."""
-    rng = np.random.default_rng(0)
-    return float(
-        np.quantile([ks_distance(value, weight, rng.random(len(value)) >= fraction) for _ in range(NULL_DRAWS)], 0.95)
-    )
-
-
-def _edges(value: Array) -> Array:
-    """Bins between the lowest value and the 99th percentile; the last one holds what lies beyond."""
-    edges = np.linspace(value.min(), np.quantile(value, 0.99), NUM_BINS + 1)
-    return np.append(edges[:-1], max(edges[-1], float(value.max()) * (1 + 1e-9)))
-
-
-def losses(study: Study, categories: Sequence[Category]) -> list[dict[str, Any]]:
-    """How frequent each category is among the dropped events and in the training set, per process."""
-    weight = study.events.weight.numpy()
-    return [
-        {**_key(arm), **asdict(rate(stratum, category, "dropped", study.dropped(arm), weight))}
-        for arm in removals(study)
-        for stratum in strata(study.events, ())
-        for category in categories
-        if stratum.kind in ("all", "process") and (stratum.mask & category.known).any()
-    ]
-
-
-def means(study: Study) -> list[dict[str, Any]]:
-    """Weighted mean of every observable among the dropped and the kept events of each process, with standard error."""
-    weight, sample, layout = study.events.weight.numpy(), study.events.sample.numpy(), study.events.layout
-    rows = []
-    for arm in removals(study):
-        dropped = study.dropped(arm)
-        for number, process in enumerate(layout.samples):
-            for i, name in enumerate(layout.observables):
-                value = study.events.observables[:, i].numpy()
-                own = (sample == number) & np.isfinite(value)
-                parts = [metrics.weighted_mean(value[own & m], weight[own & m]) for m in (dropped, ~dropped)]
-                if np.isfinite(parts).all():
-                    (mean, error), (kept, kept_error) = parts
-                    numbers = {"dropped": mean, "dropped_error": error, "kept": kept, "kept_error": kept_error}
-                    key = {**_key(arm), "sample": process, "observable": name}
-                    rows.append({**key, "unit": layout.observable_units[i], **numbers})
-    return rows
-
-
-def first_dropped(study: Study, score: Array, number: int) -> list[dict[str, Any]]:
-    """What a picture of the first events that each score drops needs; score [B]: log-odds of signal of the model."""
-    found = []
-    for arm in {(arm.score, arm.order): arm for arm in removals(study)}.values():
-        value = study.scores[arm.score]
-        order = np.lexsort((study.events.event_id.numpy(), -value if arm.order == "highest" else value))
-        for i in order[:number].tolist():
-            about = {**_key(arm), "value": float(value[i]), "model_score": float(score[i])}
-            found.append({**about, **picture(study.events, i)})
-    return found
-
-
-def _key(arm: Arm) -> dict[str, Any]:
-    return {"score": arm.score, "order": arm.order, "fraction": arm.fraction}
 
 
 # Files --------------------------------------------------------------------------------------------------------------

@@ -98,8 +98,8 @@ def render(figure: Canvas) -> dict[str, bytes]:
         engine.execute(figure)
         figure.set_layout_engine("none")
     png, pdf = io.BytesIO(), io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})  # type: ignore[no-untyped-call]
     FigureCanvasAgg(figure)
     return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
