@@ -21,9 +21,9 @@ from pydantic import ValidationError
 from hepx import kinematics
 from hepx.errors import ConfigError, HepxError
 from hepx.progress import progress
-from hepx.simulate import PROCESSES, SimulateSettings, detector, production, simulate, truth
+from hepx.simulate import PROCESSES, SimulateSettings, chunk_folder, detector, production, simulate, truth
 from hepx.simulate.detector import UNWEIGHTING
-from hepx.simulate.processes import MASS_GRID, SIGNAL, TTBAR, WINO_XSEC, Process, slha
+from hepx.simulate.processes import MASS_GRID, SIGNAL, TTBAR, WINO_XSEC, Channel, Process, slha
 from hepx.simulate.production import ALL, Chunk, InProcess, Recipe, Shard, Workers
 from hepx.simulate.truth import HADRON, HIGGS, TOP, W
 from hepx.simulate.writer import OBJECTS, SCALARS, write_tree
@@ -332,9 +332,42 @@ def test_the_same_events_give_the_same_bytes(generators: None, tmp_path: Path) -
 
 
 def test_a_killed_worker_is_explained() -> None:
-    sentence = "a worker process was killed, .* nothing was written. Run again with fewer --workers"
+    sentence = "a worker process was killed, .* what is generated is kept. Run again with fewer --workers"
     with pytest.raises(HepxError, match=sentence), production.start_workers(2) as workers:
         workers.pool.submit(os._exit, 9).result()
+
+
+def test_a_stopped_production_goes_on_with_its_chunks(
+    generators: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bytes as without a stop; no finished chunk is generated again, and none of another seed is taken."""
+    settings = SimulateSettings(process="signal", num_events=48, seed=3, filters="loose", chunk_size=200)
+    whole = simulate(settings, tmp_path / "whole" / "signal.root")
+    output = tmp_path / "signal.root"
+    chunks, made, real = chunk_folder(settings, output), [], production.generate_chunk
+
+    def stops(channel: Channel, index: int, recipe: Recipe) -> Chunk:
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append((channel.number, index))
+        return real(channel, index, recipe)
+
+    monkeypatch.setattr(production, "generate_chunk", stops)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(settings, output, chunks)
+    assert not output.exists()
+    kept = {path.name for path in chunks.iterdir()}
+    assert kept == {f"{number}-{index:06d}.npz" for number, index in made}
+
+    def goes_on(channel: Channel, index: int, recipe: Recipe) -> Chunk:
+        assert (channel.number, index) not in made
+        return real(channel, index, recipe)
+
+    monkeypatch.setattr(production, "generate_chunk", goes_on)
+    assert simulate(settings, output, chunks).read_bytes() == whole.read_bytes()
+    assert {path.name for path in chunks.iterdir()} > kept
+    assert chunk_folder(settings.model_copy(update={"seed": 4}), output) != chunks
+    assert chunk_folder(settings.model_copy(update={"workers": 4}), output) == chunks
 
 
 def test_chunks_are_different_and_taken_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -41,9 +42,12 @@ def simulate(
     chunk_size: Annotated[int, typer.Option("--chunk-size", help="Events that one Pythia generates.")] = 3200,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for PROCESS.root.")] = Path("simulated"),
 ) -> None:
-    """Simulate events in the layout of the 2025 ATLAS Open Data, with truth (needs the extra `simulate`)."""
+    """Simulate events in the layout of the 2025 ATLAS Open Data, with truth (needs the extra `simulate`).
+
+    The same command goes on with what was generated when it was stopped.
+    """
     from hepx.config import parse
-    from hepx.simulate import SimulateSettings
+    from hepx.simulate import SimulateSettings, chunk_folder
     from hepx.simulate import simulate as generate
 
     wanted = []
@@ -60,8 +64,12 @@ def simulate(
             "shard": shard,
         }
         wanted.append(parse(SimulateSettings, values, f"hepx simulate {text}"))
-    for settings in wanted:
-        typer.echo(generate(settings, output / settings.file_name))
+    paths = [output / settings.file_name for settings in wanted]
+    folders = [chunk_folder(settings, path) for settings, path in zip(wanted, paths, strict=True)]
+    for settings, path, folder in zip(wanted, paths, folders, strict=True):
+        typer.echo(generate(settings, path, folder))
+    for folder in folders:  # not before all files are there: the same command would make the first ones again
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @app.command(

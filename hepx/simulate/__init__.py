@@ -6,12 +6,14 @@ does not import Pythia or FastJet, which only the extra `simulate` installs.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from hepx import __version__
+from hepx import __version__, files
 from hepx.errors import ConfigError, closest
 from hepx.simulate.generator import FILTERS, require_generators
 from hepx.simulate.processes import SIGNAL, SINGLE_TOP, TTBAR, Process
@@ -20,7 +22,7 @@ from hepx.simulate.wjets import WJETS
 from hepx.simulate.writer import write_tree
 from hepx.simulate.wt import WT
 
-__all__ = ["PROCESSES", "Process", "SimulateSettings", "simulate"]
+__all__ = ["PROCESSES", "Process", "SimulateSettings", "chunk_folder", "simulate"]
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +111,13 @@ def parts(shard: str) -> list[int]:
     return [int(text) for text in shard.split("/")]
 
 
-def simulate(settings: SimulateSettings, output: Path) -> Path:
+def simulate(settings: SimulateSettings, output: Path, chunks: Path | None = None) -> Path:
     """Generate the events of one process and write the ROOT file `output`.
 
     Args:
         settings: what to generate.
         output: path of the file; it appears only when it is complete.
+        chunks: folder (`chunk_folder`) in which finished parts of the work are kept, and looked for first.
 
     Returns:
         `output`.
@@ -125,8 +128,20 @@ def simulate(settings: SimulateSettings, output: Path) -> Path:
     """
     require_generators()
     process = PROCESSES[settings.process]
-    recipe = Recipe(settings.seed, settings.met_min, settings.filters, settings.chunk_size)
-    events = produce(process, settings.num_events, recipe, settings.workers, Shard(*parts(settings.shard)))
+    recipe = _recipe(settings)
+    events = produce(process, settings.num_events, recipe, settings.workers, Shard(*parts(settings.shard)), chunks)
     write_tree(events, output, settings.title)
     log.info("%s: %d events of %s", output, len(events), process.name)
     return output
+
+
+def chunk_folder(settings: SimulateSettings, output: Path) -> Path:
+    """Hidden folder beside `output`, named after what makes the events: settings, code, and libraries."""
+    require_generators()
+    versions = [importlib.metadata.version(name) for name in ("pythia8mc", "fastjet", "numpy", "awkward", "vector")]
+    code = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return output.with_name(f".{output.stem}.{files.digest([asdict(_recipe(settings)), code, versions])}")
+
+
+def _recipe(settings: SimulateSettings) -> Recipe:
+    return Recipe(settings.seed, settings.met_min, settings.filters, settings.chunk_size)

@@ -276,7 +276,7 @@ def main() -> None:
     for size in SIZES:
         shapley(size, 2 if options.quick else 5)
         integrated_gradients(size, 20 if options.quick else 40, 1 if options.quick else 3)
-    memory(100 if options.quick else 300)
+    memory(100 if options.quick else 1000)  # from some hundred events on the allocator holds what it will need
 
 
 if __name__ == "__main__":
