@@ -228,14 +228,18 @@ def _fill(graphs: GraphBatch, events: EventBatch, graph: GraphSettings) -> None:
     slot = 0
     for node in graph.nodes:
         flat, first_index = collections[_collection(node)], _FIRST_INDEX[_collection(node)]
-        for having, place in list(flat.leading(node)):  # all of them before any is marked as used
-            for name in DEFINED[node.type]:
-                into["x"][having, slot, list(RAW_FEATURES).index(name)] = flat.fields[name][place]
-            object_index[having, slot] = first_index + (place - flat.starts[having])
-            if "truth_parent" in flat.fields:
-                truth_parent[having, slot] = flat.fields["truth_parent"][place]
-            if not node.alias:
-                flat.used[place] = True
+        for having, lacking, place in list(flat.leading(node)):  # all of them before any is marked as used
+            if len(having):  # whole columns are written, and 0 where there is no object: twice as fast as positions
+                for name in DEFINED[node.type]:
+                    values = flat.fields[name].take(place)
+                    values[lacking] = 0
+                    into["x"][:, slot, list(RAW_FEATURES).index(name)] = values
+                object_index[:, slot] = first_index + (place - flat.starts)
+                object_index[lacking, slot] = -1
+                if "truth_parent" in flat.fields:
+                    truth_parent[having, slot] = flat.fields["truth_parent"][place[having]]
+                if not node.alias:
+                    flat.used[place[having]] = True
             slot += 1
     np.stack([events.observables[name] for name in layout.observables], axis=1, out=into["observables"])
     np.greater_equal(object_index, 0, out=into["mask"])
@@ -254,15 +258,14 @@ class _Flat:
     ends: Any
     used: Any
 
-    def leading(self, node: NodeSettings) -> Iterator[tuple[Any, Any]]:
-        """For each rank below `max` the events that have so many objects for such a node, and where theirs stands."""
+    def leading(self, node: NodeSettings) -> Iterator[tuple[Any, Any, Any]]:
+        """For each rank below `max` the events that have so many objects for such a node, those that do not, and where
+        the object of each event stands; anywhere for those that lack it."""
         place, starts, ends = self._allowed(node)
         for rank in range(node.max):
-            having = np.flatnonzero(ends - starts > rank)
-            if len(having) == len(starts):
-                yield slice(None), place[starts + rank]  # a slice is written several times faster than positions
-            else:
-                yield having, place[starts[having] + rank]
+            enough = ends - starts > rank
+            having, lacking = np.flatnonzero(enough), np.flatnonzero(~enough)
+            yield having, lacking, place.take(starts + rank, mode="clip") if len(having) else starts
 
     def _allowed(self, node: NodeSettings) -> tuple[Any, Any, Any]:
         """Where the objects stand that may become such a node, and from where to where in this list an event's are."""

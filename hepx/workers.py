@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from hepx.errors import ConfigError, DataError
+from hepx.memory import keep_memory
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,9 @@ def _in_processes(work: Callable[[T], R], tasks: Sequence[T], workers: int, what
     left, failures = list(tasks), 0
     while left:
         done = set()
-        pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(
+            min(workers, len(left)), multiprocessing.get_context("spawn"), initializer=keep_memory
+        )
         try:
             futures = {pool.submit(work, task): task for task in left}
             for future in as_completed(futures):

@@ -16,6 +16,7 @@ LAYERS = [
         "__init__",
         "errors",
         "files",
+        "memory",
         "order",
         "progress",
         "random",

@@ -11,6 +11,7 @@ from hepx import signals
 from hepx.cli import stages, judging, influence, comparing, data, jobs  # the verbs, in the order of the help
 from hepx.cli.base import app, resumable
 from hepx.errors import HepxError
+from hepx.memory import keep_memory
 
 
 def _call(command: Callable[[], object], debug: bool) -> int:
@@ -34,4 +35,5 @@ def _call(command: Callable[[], object], debug: bool) -> int:
 
 def main() -> None:
     """Entry point of the `hepx` command."""
+    keep_memory()
     sys.exit(_call(app, "--debug" in sys.argv))

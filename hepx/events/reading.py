@@ -25,7 +25,7 @@ from hepx.events.weights import WeightSums, apply_policy, event_ids, event_weigh
 from hepx.remote import Location, Url, locate, size
 
 EVENTS_PER_STEP = 100_000  # below 50 k events per step uproot's cost per basket dominates
-EVENTS_PER_BATCH = 25_000  # momenta of more events do not fit into the memory that the allocator keeps: a third slower
+EVENTS_PER_BATCH = 50_000  # half as many cost 2 % more, for the calls; twice as many 3 % more, for the cache
 
 
 @dataclass(frozen=True)

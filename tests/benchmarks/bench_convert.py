@@ -43,6 +43,7 @@ from hepx.graph import (
     make_layout,
     to_pyg,
 )
+from hepx.memory import keep_memory
 from hepx.schemas import load_schema
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # torch_geometric's own import warns
@@ -53,6 +54,7 @@ from torch_geometric.data import Data  # noqa: E402
 from torch_geometric.loader import DataLoader  # noqa: E402
 
 torch.set_num_threads(1)
+keep_memory()  # as the command line does
 
 NUM_EVENTS = 100_000
 NUM_LOOP = 3_000  # events given to the per-event loop, which is far slower

@@ -37,6 +37,7 @@ from hepx.attribution.integrated_gradients import IntegratedGradients, path_inte
 from hepx.attribution.shapley import Shapley
 from hepx.graph import GraphBatch
 from hepx.kinematics import Momentum, invariant_mass
+from hepx.memory import keep_memory
 from hepx.models import Model, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.results import Provenance
@@ -236,6 +237,7 @@ def integrated_gradients(size: str, num_events: int, rounds: int) -> None:
 def peak(method: str, num_events: int) -> None:
     """Explain and join so many events, in blocks; print the peak memory of this process in MB."""
     torch.set_num_threads(1)
+    keep_memory()  # as the command line does
     graphs = seven_objects(128)
     many = graphs[torch.arange(num_events) % len(graphs)]
     many = replace(many, event_id=torch.arange(num_events))
@@ -271,6 +273,7 @@ def main() -> None:
         peak(options.peak[0], int(options.peak[1]))
         return
     torch.set_num_threads(1)
+    keep_memory()  # as the command line does
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - captum draws from it
     for size in SIZES:

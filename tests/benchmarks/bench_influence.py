@@ -26,6 +26,7 @@ from torch.utils.data import TensorDataset
 from hepx.graph import GraphBatch
 from hepx.influence import SCORES, Task, read_snapshots
 from hepx.influence.gradients import Reduce, Sketch, full, gradients, margins, taped
+from hepx.memory import keep_memory
 from hepx.models import Model, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.planted import MECHANISMS, plant, toy_graphs
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
+    keep_memory()  # as the command line does
     with tempfile.TemporaryDirectory() as folder:
         task = trained(Path(folder), 1024 if quick else 2048)
         self_influence(task, 40 if quick else 128)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from hepx.graph import GraphBatch
+from hepx.memory import keep_memory
 from hepx.models import Model, Output, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.layers import MixtureOfExperts
@@ -293,6 +294,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     torch.set_num_threads(1)
+    keep_memory()  # as the command line does
     if arguments.compile:
         fused_and_narrow(500, 5)
         return
