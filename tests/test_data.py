@@ -149,6 +149,26 @@ def test_nearest_lepton_bjet_mass() -> None:
     assert kinematics.nearest_mass(lepton, objects)[0] == pytest.approx(expected)
 
 
+def test_pairs_against_vector() -> None:
+    """Mass and pt of two momenta in double precision, also back to back, side by side, and far forward."""
+    rng = np.random.default_rng(3)
+    pt, eta, phi = (
+        rng.exponential(80, (2, 2000)) + 5,
+        rng.normal(0, 2, (2, 2000)),
+        rng.uniform(-np.pi, np.pi, (2, 2000)),
+    )
+    mass = rng.exponential(5, (2, 2000))
+    phi[1, :500], pt[1, :500] = phi[0, :500] + np.pi, pt[0, :500]
+    eta[1, 500:600], phi[1, 500:600] = eta[0, 500:600] + 1e-3, phi[0, 500:600] - 1e-3
+    ours = [kinematics.Momentum(*columns) for columns in zip(pt, eta, phi, mass, strict=True)]
+    one, other = (vector.arr({"pt": m.pt, "eta": m.eta, "phi": m.phi, "mass": m.mass}) for m in ours)
+    np.testing.assert_allclose(kinematics.invariant_mass(*ours), (one + other).mass, rtol=1e-8)
+    mct = kinematics.contransverse_mass(*ours)
+    np.testing.assert_allclose(kinematics.pair_pt(*ours, mct), (one + other).pt, rtol=1e-9, atol=1e-9)
+    transverse = np.sqrt(2 * one.pt * other.pt * (1 - np.cos(one.deltaphi(other))))
+    np.testing.assert_allclose(kinematics.transverse_mass(*ours), transverse, rtol=1e-6, atol=1e-6)
+
+
 def test_contransverse_mass_ends_where_theory_says() -> None:
     """m_CT of two massless b from a pair of resting tops with W: at most (m_t² − m_W²) / m_t, here reached."""
     energy = (172.5**2 - 80.4**2) / (2 * 172.5)
