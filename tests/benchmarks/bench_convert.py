@@ -302,7 +302,7 @@ def main() -> None:
     )
     line("(b) file -> columns, against uproot alone", NUM_EVENTS / columns, NUM_EVENTS / alone, "wanted >= 0.5")
     line("    file -> EventBatch, against uproot alone", NUM_EVENTS / read, NUM_EVENTS / alone, "wanted >= 0.5")
-    line("    file -> graphs, against uproot alone", rate, NUM_EVENTS / alone, "")
+    line("    file -> graphs, against uproot alone", rate, NUM_EVENTS / alone, "wanted >= 0.5")
     data = to_pyg(graphs[:20_000])
     order = torch.randperm(len(graphs))
     loader = DataLoader(data, batch_size=BATCH, shuffle=True)
