@@ -409,10 +409,11 @@ def test_pyg_data_that_do_not_fit_are_refused(reference: GraphStore) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_events(tmp_path: Path) -> None:
-    """Ten times the events, 500 MB of graphs more: the peak may differ by a few allocator pages (20 MB)."""
+    """Ten times the events, 1 200 MB of graphs more: the peak may differ by a few allocator pages (20 MB)."""
     code = (
         "import resource, sys; from pathlib import Path; from hepx import events, store\n"
-        "from hepx.graph import GraphSettings\n"
+        "from hepx.graph import GraphSettings; from hepx.memory import keep_memory\n"
+        "keep_memory()\n"  # as the command line does
         "events.EVENTS_PER_STEP = 20_000; store.IDS_AT_ONCE = 100_000\n"
         "data = events.DataSettings.model_validate_json(sys.argv[1])\n"
         "made = store.convert(data, GraphSettings(), Path(sys.argv[2]))\n"
@@ -420,7 +421,7 @@ def test_memory_does_not_grow_with_the_number_of_events(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     peaks, sizes = [], []
-    for factor in (1, 10):
+    for factor in (3, 30):  # after some tens of tasks the allocator has what it needs
         folder = tmp_path / f"x{factor}"
         folder.mkdir()
         first = write_events(folder / "s.root", 80_000 * factor)
@@ -429,7 +430,7 @@ def test_memory_does_not_grow_with_the_number_of_events(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         peaks.append(float(done.stdout))
         sizes.append(sum(path.stat().st_size for path in (folder / "d").iterdir()) / 2**20)
-    assert sizes[1] - sizes[0] > 400
+    assert sizes[1] - sizes[0] > 1200
     assert peaks[1] - peaks[0] < 20, (peaks, sizes)
 
 
