@@ -186,16 +186,12 @@ def concatenate(batches: Sequence[GraphBatch]) -> GraphBatch:
     return replace(first, **joined)
 
 
-def build_graphs(events: EventBatch, graph: GraphSettings, layout: Layout) -> GraphBatch:
-    """Turn events into graphs: one node per object (or aliases where the settings ask for them).
+def build_graphs(batches: Iterable[EventBatch], graph: GraphSettings, layout: Layout, most: int) -> GraphBatch:
+    """Turn batches of events, as they come, into the graphs of at most so many events: one node per object (or aliases
+    where the settings ask for them).
 
-    Vectorised: slot by slot over all events.
+    Vectorised: slot by slot over all events of a batch; each is written once, where it stays.
     """
-    return build_all([events], graph, layout, len(events))
-
-
-def build_all(batches: Iterable[EventBatch], graph: GraphSettings, layout: Layout, most: int) -> GraphBatch:
-    """The graphs of batches of events as they come, at most so many events; each is written once, where it stays."""
     whole, filled = _empty(most, layout), 0
     for events in batches:
         _fill(whole[filled : filled + len(events)], events, graph)
@@ -229,7 +225,7 @@ def _fill(graphs: GraphBatch, events: EventBatch, graph: GraphSettings) -> None:
     for node in graph.nodes:
         flat, first_index = collections[_collection(node)], _FIRST_INDEX[_collection(node)]
         for having, lacking, place in list(flat.leading(node)):  # all of them before any is marked as used
-            if len(having):  # whole columns are written, and 0 where there is no object: twice as fast as positions
+            if len(having):  # whole columns are written, and 0 where there is no object: faster than positions
                 for name in DEFINED[node.type]:
                     values = flat.fields[name].take(place)
                     values[lacking] = 0

@@ -1,9 +1,8 @@
 """Memory that is freed stays with the process, for the next array.
 
 The allocator of Linux (glibc) gives large arrays back to the system as soon as they are freed, and takes pages of zeros
-for the next ones. The arrays of a step are as large as those of the step before, so most of the time goes into pages:
-conversion and explanations become 1.2 to 1.6 times faster without (tests/benchmarks). The peak is the same; what the
-process has once used it holds to its end.
+for the next ones. The arrays of a step are as large as those of the step before, so much of the time goes into pages
+(tests/benchmarks/bench_explain.py prints how much). What the process has once used it holds to its end.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from hepx import events, files
 from hepx.errors import ConfigError, DataError, closest
 from hepx.events import DataSettings, EventBatch, FoldSettings, Schema, Source, SplitSettings, WeightSums
-from hepx.graph import GraphBatch, GraphSettings, Layout, build_all, concatenate, make_layout
+from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concatenate, make_layout
 from hepx.order import BLOCK, shuffled_blocks
 from hepx.progress import progress, track
 from hepx.random import scramble, unit
@@ -276,7 +276,7 @@ def _convert_task(job: Job, task: Task) -> None:
             flows.append([asdict(cut) for cut in flow])
             yield kept
 
-    graphs = build_all(selected(), job.graph, job.layout, task.stop - task.start)
+    graphs = build_graphs(selected(), job.graph, job.layout, task.stop - task.start)
     with files.atomic(shard) as temporary:
         temporary.write_bytes(save({name: tensor.contiguous() for name, tensor in graphs.tensors().items()}))
     part = {"sample": task.sample, "events": len(graphs), "cutflow": _sum_cutflow(flows), "recipe": task.recipe}

@@ -181,7 +181,7 @@ def test_contransverse_mass_ends_where_theory_says() -> None:
 def graphs_of(path: Path, nodes: dict[str, object] | None = None, **more: object) -> GraphBatch:
     graph = parse(GraphSettings, nodes or {}, "graph")
     batch, _ = select(read(path, **more), None)
-    return build_graphs(batch, graph, make_layout(graph, ["a", "b"], [1, 0]))
+    return build_graphs([batch], graph, make_layout(graph, ["a", "b"], [1, 0]), len(batch))
 
 
 def test_each_object_is_one_node(small: Path) -> None:

@@ -309,7 +309,7 @@ FLAT = {"filter_efficiency": 1, "channel": 7}
 
 def graphs_of(batch: EventBatch) -> Any:
     graph = GraphSettings()
-    return build_graphs(batch, graph, make_layout(graph, ["a", "b"], [1, 0]))
+    return build_graphs([batch], graph, make_layout(graph, ["a", "b"], [1, 0]), len(batch))
 
 
 # --- weights and regions ----------------------------------------------------------------------------------------------

@@ -421,7 +421,7 @@ def test_memory_does_not_grow_with_the_number_of_events(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
     peaks, sizes = [], []
-    for factor in (3, 30):  # after some tens of tasks the allocator has what it needs
+    for factor in (3, 30):  # some tens of tasks and of read windows give the allocator its level
         folder = tmp_path / f"x{factor}"
         folder.mkdir()
         first = write_events(folder / "s.root", 80_000 * factor)

@@ -90,7 +90,7 @@ def canvas(width: float, height: float) -> Canvas:
 def render(figure: Canvas) -> dict[str, bytes]:
     """The figure as png and pdf files, without a date: the same numbers give the same file.
 
-    `savefig` would draw twice for each file, the first time to find the places anew: that is most of the time.
+    `savefig` would draw once more for each file, to find the places anew.
     """
     figure.set_dpi(DPI)
     engine = figure.get_layout_engine()
@@ -100,7 +100,7 @@ def render(figure: Canvas) -> dict[str, bytes]:
     png, pdf = io.BytesIO(), io.BytesIO()
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})  # type: ignore[no-untyped-call]
     FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None})  # type: ignore[no-untyped-call]
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # as `canvas` made it
     return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 

@@ -38,7 +38,6 @@ from hepx.graph import (
     GraphBatch,
     GraphSettings,
     NodeSettings,
-    build_all,
     build_graphs,
     make_layout,
     to_pyg,
@@ -225,11 +224,11 @@ class Conversion:
     def convert(self) -> GraphBatch:
         """ROOT -> GraphBatch, batch by batch as `hepx convert` does."""
         batches = events.read_events(self.path, self.schema, self.data, "a")
-        return build_all(batches, self.graph, self.layout, NUM_EVENTS)
+        return build_graphs(batches, self.graph, self.layout, NUM_EVENTS)
 
     def build(self, batches: list[events.EventBatch]) -> list[GraphBatch]:
         """EventBatch -> GraphBatch."""
-        return [build_graphs(batch, self.graph, self.layout) for batch in batches]
+        return [build_graphs([batch], self.graph, self.layout, len(batch)) for batch in batches]
 
     def branches(self) -> list[str]:
         """The branches that hepx reads from this file."""

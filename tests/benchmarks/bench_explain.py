@@ -5,12 +5,14 @@ ShapleyValues one event and one donor at a time, IntegratedGradients on the whol
 it as accurate as hepx (root mean square error against 4096 nodes on every path, in pieces; that of 300 nodes on the
 whole path is printed beside it); PyG's CaptumExplainer one graph at a time with so many nodes. The network is trained:
 random ones have fewer kinks. What is linear (donors, graphs) is measured on a few and scaled. Memory: the peak of
-a process that explains so many events and of one with ten times as many. Ratios mean something, times do not.
+a process that explains so many events and of one with ten times as many. Kept memory: a process with `keep_memory`, as
+the command line has it, and one without. Ratios mean something, times do not.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -91,12 +93,18 @@ def seconds(work: Callable[[], object], rounds: int = 3) -> float:
 # Shapley values ---------------------------------------------------------------------------------------------------
 
 
-def shapley(size: str, rounds: int) -> None:
-    """Values, all interactions and Faith-Shap against captum's values alone."""
+def rate(size: str, rounds: int) -> float:
+    """Events per CPU second: values, all interactions and Faith-Shap."""
     graphs, model = seven_objects(64), trained(size)
     subject, method = subject_of(graphs, model), Shapley(draws=DONORS)
-    ours = seconds(lambda: method.explain(subject, WHERE), rounds) / len(graphs)
-    one, pattern = graphs[:1], next(iter(patterns(graphs, subject.baseline)))
+    return len(graphs) / seconds(lambda: method.explain(subject, WHERE), rounds)
+
+
+def shapley(size: str, rounds: int) -> None:
+    """Values, all interactions and Faith-Shap against captum's values alone."""
+    ours, model = 1 / rate(size, rounds), trained(size)
+    graphs = seven_objects(64)
+    one, pattern = graphs[:1], next(iter(patterns(graphs, subject_of(graphs, model).baseline)))
     donor = draw(pattern, one, 1, 7)[:, 0]
     score, groups = score_function(model, 1), torch.arange(7)[None, :, None].expand_as(one.x).contiguous()
 
@@ -112,6 +120,15 @@ def shapley(size: str, rounds: int) -> None:
         f"{peer / ours:.0f}x captum.ShapleyValues (one event, one donor measured); the matrix products of the network "
         f"alone allow {1 / floor:.1f} events/s"
     )
+
+
+def kept_memory(size: str) -> None:
+    """Rates of two processes; a setting of the allocator by the user keeps hepx from making its own."""
+    command, found = [sys.executable, __file__, "--rate", size], []
+    for environment in ({}, {"MALLOC_ARENA_MAX": "8"}):
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | environment)
+        found.append(float(done.stdout))
+    print(f"kept memory, {size}: shapley {found[0] / found[1]:.2f}x ({found[0]:.1f} and {found[1]:.1f} events/s)")
 
 
 def bare_products(model: Model, rows: int) -> float:
@@ -267,6 +284,7 @@ def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer paths and rounds")
+    parser.add_argument("--rate", metavar="SIZE", help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, metavar=("METHOD", "EVENTS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -276,7 +294,11 @@ def main() -> None:
     keep_memory()  # as the command line does
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - captum draws from it
+    if options.rate:
+        print(rate(options.rate, 3))
+        return
     for size in SIZES:
+        kept_memory(size)
         shapley(size, 2 if options.quick else 5)
         integrated_gradients(size, 20 if options.quick else 40, 1 if options.quick else 3)
     memory(100 if options.quick else 1000)  # from some hundred events on the allocator holds what it will need
