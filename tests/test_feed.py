@@ -183,7 +183,15 @@ def test_blocks_of_neighbours() -> None:
 
 
 GLOBAL_BATCH = TrainSettings(
-    epochs=2, batch_size=100, lr=3e-3, balance="switch", ema=0.9, node_dropout=0.5, router_noise=0.5, checkpoint_steps=4
+    epochs=2,
+    batch_size=100,
+    lr=3e-3,
+    balance="switch",
+    ema=0.9,
+    node_dropout=0.5,
+    router_noise=0.5,
+    reflections=True,
+    checkpoint_steps=4,
 )
 
 

@@ -26,7 +26,15 @@ from hepx.train import Epoch, TrainSettings, fit
 log = logging.getLogger("hepx")
 SMALL = MoEGraphTransformerSettings(dim=8, expert_dim=4, num_heads=2)
 OPTIONS = TrainSettings(
-    epochs=4, batch_size=16, lr=3e-3, ema=0.9, node_dropout=0.5, router_noise=0.5, checkpoint_steps=5, snapshots=2
+    epochs=4,
+    batch_size=16,
+    lr=3e-3,
+    ema=0.9,
+    node_dropout=0.5,
+    router_noise=0.5,
+    reflections=True,
+    checkpoint_steps=5,
+    snapshots=2,
 )
 PREEMPTED = 85
 

@@ -61,7 +61,12 @@ def scores_of_fit(recipe: Recipe, change: Change, folder: Path) -> np.ndarray:
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_stacked_training_is_that_of_fit(name: str, planted: GraphBatch, tmp_path: Path) -> None:
     """Every model, with its router loss and all that is drawn; float32 rounding over ten steps is 1e-6."""
-    extra = {"ema": 0.5, "node_dropout": 0.3, "balance": "switch" if name == "paper_mgt" else "loss_free"}
+    extra = {
+        "ema": 0.5,
+        "node_dropout": 0.3,
+        "reflections": True,
+        "balance": "switch" if name == "paper_mgt" else "loss_free",
+    }
     study = recipe(planted, name, **extra)
     flipped = 1 - study.events.y
     changes = [Change("a", 1, half(1)), Change("b", 2, half(2), y=flipped)]

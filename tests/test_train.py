@@ -15,6 +15,7 @@ from hepx.errors import DataError, ResultError
 from hepx.graph import GraphBatch
 from hepx.models import MODELS, Model, Trace, build_model, predict
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
+from hepx.models.inputs import ETA, PHI, pair_kinematics
 from hepx.models.layers import MixtureOfExperts
 from hepx.planted import MECHANISMS, plant, toy_graphs
 from hepx.train import (
@@ -24,6 +25,7 @@ from hepx.train import (
     fit,
     hide_objects,
     load_weights,
+    reflect,
     training_weights,
     update_selection_bias,
     z_loss,
@@ -150,7 +152,7 @@ def test_hidden_objects_are_a_flat_choice_of_the_number_of_objects() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"ema": 0.9, "node_dropout": 0.5, "router_noise": 0.5},
+        {"ema": 0.9, "node_dropout": 0.5, "router_noise": 0.5, "reflections": True},
         {"optimizer": "adam", "schedule": "step", "step_epochs": 1, "balance": "cv2", "warmup": 0.0},
     ],
 )
@@ -199,6 +201,36 @@ def test_training_with_hidden_objects_makes_their_removal_fair(tmp_path: Path) -
         loss = torch.nn.functional.binary_cross_entropy_with_logits(score, y, weight=weight)
         missing.append(float(loss))
     assert missing[1] < 0.75 < missing[0]
+
+
+def test_reflected_events_have_the_same_pairs() -> None:
+    graphs = toy_graphs(4000, 4)
+    uniform = torch.rand(len(graphs), 2, generator=torch.Generator().manual_seed(3))
+    x = reflect(graphs.x, uniform)
+    flipped = uniform < 0.5
+    torch.testing.assert_close(flipped.double().mean(0), torch.full((2,), 0.5).double(), atol=0.03, rtol=0)
+    for column, one in ((ETA, flipped[:, :1]), (PHI, flipped[:, 1:])):
+        assert torch.equal(x[..., column], torch.where(one, -1, 1) * graphs.x[..., column])
+    others = [column for column in range(x.shape[2]) if column not in (ETA, PHI)]
+    assert torch.equal(x[..., others], graphs.x[..., others])
+    before, after = (pair_kinematics(one, graphs.node_type) for one in (graphs.x, x))
+    for name in ("delta_r2", "mass2", "mt2", "mct2"):
+        torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=1e-5, atol=1e-3)
+
+
+def test_what_a_reflection_changes_is_not_learned(tmp_path: Path) -> None:
+    """Labels that are the sign of the lepton's η cannot be learned with reflections; those of m_T can."""
+    graphs = toy_graphs(1500, 4)
+    signs = replace(graphs, y=(graphs.x[:, 3, ETA] > 0).long())
+    best = {}
+    for name, events in (("sign", signs), ("mt", plant(graphs, MECHANISMS["mt"], 5))):
+        for reflections in (False, True):
+            options = FAST.model_copy(update={"reflections": reflections})
+            history = train(events, tmp_path / f"{name}-{reflections}", settings=options)[1]
+            best[name, reflections] = max(epoch.validation_auc for epoch in history)  # type: ignore[attr-defined]
+    assert best["sign", False] > 0.95
+    assert best["sign", True] < 0.6
+    assert min(best["mt", False], best["mt", True]) > 0.8
 
 
 def test_loss_free_balancing_evens_the_load(planted: GraphBatch) -> None:

@@ -52,8 +52,11 @@ class Trajectory:
 
     def __init__(self, recipe: Recipe, change: Change) -> None:
         settings = self.settings = recipe.train
-        if settings.ema or settings.router_noise or settings.node_dropout or settings.precision != "float32":
-            raise ConfigError("a metagradient needs a training without ema, router_noise, node_dropout and bfloat16.")
+        drawn = settings.router_noise or settings.node_dropout or settings.reflections
+        if settings.ema or drawn or settings.precision != "float32":
+            raise ConfigError(
+                "a metagradient needs a training without ema, router_noise, node_dropout, reflections and bfloat16."
+            )
         if getattr(recipe.model, "dropout", 0.0):
             raise ConfigError("a metagradient needs a training without dropout: set model.dropout=0.")
         model, lesson = prepared(recipe, change)

@@ -75,12 +75,12 @@ class Stack:
         self.lr = learning_rate(self.step, self.steps_per_epoch, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        mask, noise = self._draw(events.mask)
+        x, mask, noise = self._draw(events)
         torch.manual_seed(step_seed(self.lessons[0].seed, self.step, 0))  # of dropout, drawn for all members together
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             each = vmap(self.loss, randomness="different", in_dims=(0, 0, 0, 0, 0, 0, 0, None if noise is None else 0))
             losses, load = each(
-                self.parameters, self.buffers, events.x, mask, events.node_type, events.y, events.weight, noise
+                self.parameters, self.buffers, x, mask, events.node_type, events.y, events.weight, noise
             )
         self.optimizer.zero_grad()
         losses.sum().backward()
@@ -113,14 +113,14 @@ class Stack:
         load = ((trace.gates > 0) & mask[:, None, :, None]).sum((0, 2)).float()
         return total + settings.z_weight * z_loss(trace, mask), load
 
-    def _draw(self, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Hidden objects and noise of the routers, as `fit` draws them for the seed of each member."""
+    def _draw(self, events: Columns) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Reflections, hidden objects and noise of the routers, as `fit` draws them for the seed of each member."""
         drawn, moes, whole = [], list(self.moes.values()), slice(None)
-        for lesson, own in zip(self.lessons, mask, strict=True):
+        for lesson, x, mask in zip(self.lessons, events.x, events.mask, strict=True):
             generator = torch.Generator().manual_seed(step_seed(lesson.seed, self.step))
-            drawn.append(draw(own, whole, len(own), moes, self.settings, generator))
-        masks, noises = zip(*drawn, strict=True)
-        return torch.stack(masks), None if noises[0] is None else torch.stack(noises)
+            drawn.append(draw(x, mask, whole, len(mask), moes, self.settings, generator))
+        xs, masks, noises = zip(*drawn, strict=True)
+        return torch.stack(xs), torch.stack(masks), None if noises[0] is None else torch.stack(noises)
 
     def _clip(self) -> None:
         """Clip the norm of the gradient of each member (as torch.nn.utils.clip_grad_norm_)."""

@@ -96,7 +96,7 @@ def run_reference(bench: Bench) -> Iterator[Row]:
     study, settings = bench.study, bench.settings
     model = changed(study.model, dropout=0.0)
     events, queries = study.events[: settings.reference_events], study.queries[: settings.reference_queries]
-    quiet = {"ema": 0.0, "router_noise": 0.0, "node_dropout": 0.0, "precision": "float32"}
+    quiet = {"ema": 0.0, "router_noise": 0.0, "node_dropout": 0.0, "reflections": False, "precision": "float32"}
     train = study.train.model_copy(update=quiet | {"epochs": settings.reference_epochs})
     recipe = Recipe(model, train, events, queries)
     seeds = range(settings.seed, settings.seed + settings.reference_seeds)

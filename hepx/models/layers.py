@@ -205,8 +205,8 @@ class MixtureOfExperts(nn.Module):
         dim, distinct = h.shape[-1], len(self.w1)
         if distinct < self.num_experts:
             gates = gates.sum(-1, keepdim=True)
-        w1 = self.w1.permute(1, 0, 2).reshape(dim, -1)
-        hidden = self.activation(h @ w1 + self.b1.reshape(-1))
+        w1 = self.w1.transpose(1, 2).reshape(-1, dim)
+        hidden = self.activation(functional.linear(h, w1, self.b1.reshape(-1)))
         hidden = self.dropout(hidden).unflatten(-1, (distinct, self.expert_dim)) * gates[..., None]
         return hidden.flatten(-2) @ self.w2.reshape(-1, dim) + gates @ self.b2
 

@@ -38,6 +38,7 @@ from hepx.train.losses import (
     class_scale,
     hide_objects,
     loss_weights,
+    reflect,
     training_weights,
     update_selection_bias,
     z_loss,
@@ -88,14 +89,16 @@ def learning_rate(step: int, steps_per_epoch: int, settings: TrainSettings) -> f
 
 
 def draw(
+    x: Float[Tensor, "B N F"],
     mask: Bool[Tensor, "B N"],
     rows: slice,
     size: int,
     moes: Sequence[MixtureOfExperts],
     settings: TrainSettings,
     generator: torch.Generator,
-) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
-    """The mask with some objects hidden and the noise of the routers, for the `rows` of a batch of `size` events."""
+) -> tuple[Float[Tensor, "B N F"], Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
+    """The events, some of them reflected, the mask with some objects hidden and the noise of the routers, for the
+    `rows` of a batch of `size` events."""
     noise, device, num_nodes = None, mask.device, mask.shape[1]
     if settings.node_dropout:
         uniform = torch.rand(size, 2 + num_nodes, generator=generator, device=device)
@@ -103,7 +106,9 @@ def draw(
     if moes and settings.router_noise:
         shape = (size, len(moes), num_nodes, moes[0].num_experts)
         noise = torch.randn(shape, generator=generator, device=device)[rows] * settings.router_noise
-    return mask, noise
+    if settings.reflections:
+        x = reflect(x, torch.rand(size, 2, generator=generator, device=device)[rows])
+    return x, mask, noise
 
 
 class _Fit:
@@ -138,8 +143,8 @@ class _Fit:
         torch.manual_seed(step_seed(self.seed, self.total_steps, self.ranks.rank))  # of dropout
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.total_steps, self.steps_per_epoch, settings)
-        mask, noise = self._draw(batch)
-        parts, trace = self._losses(batch, mask, noise)
+        x, mask, noise = self._draw(batch)
+        parts, trace = self._losses(batch, x, mask, noise)
         weight = settings.balance_weight if settings.balance in BALANCE_LOSSES else 0.0
         total = parts[0] + weight * parts[1] + settings.z_weight * parts[2]
         self.optimizer.zero_grad()
@@ -153,11 +158,11 @@ class _Fit:
         self.sums += torch.stack(parts).detach()
         self.step += 1
 
-    def _losses(self, batch: Batch, mask: Tensor, noise: Tensor | None) -> tuple[list[Tensor], Trace]:
+    def _losses(self, batch: Batch, x: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[list[Tensor], Trace]:
         """Task, balance and z-loss of the whole batch; their gradients are of this process's events."""
         events, total = batch.events, self.ranks.total
         with torch.autocast(self.feed.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            logits, trace = self.forward(events.x, mask, events.node_type, noise=noise)
+            logits, trace = self.forward(x, mask, events.node_type, noise=noise)
         each = functional.cross_entropy(logits.float(), events.y, reduction="none") * events.weight
         task = total(each.sum() / batch.size)
         if not self.moes:
@@ -165,11 +170,11 @@ class _Fit:
         balance = BALANCE_LOSSES.get(self.settings.balance, balance_loss)
         return [task, balance(trace, mask, total), z_loss(trace, mask, total)], trace
 
-    def _draw(self, batch: Batch) -> tuple[Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
-        """Which objects the model sees and the noise of its routers, drawn for the whole batch: however many processes
-        share it, the numbers are the same."""
+    def _draw(self, batch: Batch) -> tuple[Tensor, Bool[Tensor, "B N"], Float[Tensor, "B L N X"] | None]:
+        """How and which objects the model sees and the noise of its routers, drawn for the whole batch: however many
+        processes share it, the numbers are the same."""
         self.generator.manual_seed(step_seed(self.seed, self.total_steps))
-        return draw(batch.events.mask, batch.rows, batch.size, self.moes, self.settings, self.generator)
+        return draw(batch.events.x, batch.events.mask, batch.rows, batch.size, self.moes, self.settings, self.generator)
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -23,7 +23,10 @@ class TrainSettings(Settings):
     ema: decay per step of a running mean of the weights, which is what is evaluated and kept (0: off; arXiv:1803.05407
     for why a mean of weights is flatter). node_dropout: fraction of the training events in which a random subset of the
     objects is hidden, all subset sizes equally likely: the network then learns what is left to know without them, and
-    removing an object by its mask is a fair question (arXiv:2107.07436).
+    removing an object by its mask is a fair question (arXiv:2107.07436). reflections: every time an event is used, the
+    signs of all its η and of all its φ are drawn anew. Proton collisions look the same from both ends of the beam, and
+    in a mirror that holds the beam up to CP violation and absorptive parts, so these are four events for one; not for a
+    class that differs from the other by a sign of angles.
 
     checkpoint_seconds, checkpoint_steps: the state is saved when so much time has passed or so many steps are done
     since the last time (null: never for this reason), and at the end of every epoch. snapshots: weights of so many
@@ -64,6 +67,7 @@ class TrainSettings(Settings):
     router_noise: float = Field(default=0.0, ge=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
     node_dropout: float = Field(default=0.0, ge=0, le=1)
+    reflections: bool = False
     checkpoint_seconds: float | None = Field(default=60.0, ge=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     snapshots: int = Field(default=0, ge=0)
