@@ -117,6 +117,7 @@ _SAMPLE_LABELS = {
     "ttbar": r"$t\bar{t}$",
     "singletop": "single top",
     "single_top": "single top",
+    "wt": r"$Wt$",
     "wjets": r"$W$+jets",
     "zjets": r"$Z$+jets",
     "wh": r"$Wh$",
