@@ -308,7 +308,7 @@ def main() -> None:
     if arguments.compile:
         fused_and_narrow(500, 5)
         return
-    print("freed memory kept, for both: the published formulation gains more, its arrays are larger")
+    print("freed memory kept, for both")
     against_published(batches, rounds)
     expert_paths(3 if quick else 7)
     if not quick:
