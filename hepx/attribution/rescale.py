@@ -35,7 +35,7 @@ def unary(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         change = z - swapped(z)
         far = change.abs() > SMALL * (1 + z.abs() + swapped(z).abs())
         slope = torch.where(far, (value - swapped(value)) / torch.where(far, change, 1.0), derivative)
-    return value + slope * (z - z.detach())
+    return value + slope * torch.where(z.isfinite(), z - z.detach(), 0.0)  # exp of a score that is masked by −∞
 
 
 def bilinear(function: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Tensor:

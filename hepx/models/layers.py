@@ -46,10 +46,9 @@ class SelfAttention(nn.Module):
         """New node states and the attention weights (before the factors `gain`)."""
         batch, nodes, dim = h.shape
         qkv = self.qkv(h).reshape(batch, nodes, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        scores = q @ (v if self.score_of_values else k).transpose(-1, -2) / math.sqrt(dim // self.num_heads)
-        if bias is not None:
-            scores = scores + bias
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        scores, scale = q @ (v if self.score_of_values else k).transpose(-1, -2), 1 / math.sqrt(dim // self.num_heads)
+        scores = scores * scale if bias is None else torch.add(bias, scores, alpha=scale)
         attention = masked_softmax(scores, allowed[:, None])
         used = attention if gain is None else attention * gain
         mixed = self.out((used @ v).transpose(1, 2).reshape(batch, nodes, dim))
@@ -62,10 +61,11 @@ class SelfAttention(nn.Module):
 def masked_softmax(scores: Float[Tensor, "*S"], allowed: Bool[Tensor, "*#S"]) -> Float[Tensor, "*S"]:
     """Softmax over the last axis among the allowed entries; a row with none of them is all zeros. At least float32."""
     scores = scores.float() if scores.dtype == torch.bfloat16 else scores
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    lowest = torch.finfo(scores.dtype).min
     if scores.shape[-1] > SHORT_ROW or scores.device.type != "cpu":
-        return torch.softmax(scores, dim=-1) * allowed
-    weights = torch.exp(scores - scores.detach().amax(-1, keepdim=True)) * allowed
+        return torch.softmax(scores.masked_fill(~allowed, lowest), dim=-1) * allowed
+    scores = scores.masked_fill(~allowed, -torch.inf)
+    weights = torch.exp(scores - scores.detach().amax(-1, keepdim=True).clamp(min=lowest))
     total = weights.sum(-1, keepdim=True)
     return weights / (total + (total == 0))
 
@@ -159,7 +159,7 @@ class MixtureOfExperts(nn.Module):
             scores = scores + noise
         if routing is None:
             routing = self.choose(scores)
-        gates = self.gate(router_logits if self.noise_width is None else scores, scores + self.selection_bias, routing)
+        gates = self.gate(router_logits if self.noise_width is None else scores, scores, routing)
         return self.experts(h, gates), router_logits, gates, load
 
     def choose(self, scores: Float[Tensor, "B N X"]) -> Bool[Tensor, "B N X"]:
@@ -168,7 +168,7 @@ class MixtureOfExperts(nn.Module):
         if self.gate_kind == "soft":
             return scores > -torch.inf
         best = torch.topk(scores, self.top_k, dim=-1).indices
-        return (best[..., None] == torch.arange(self.num_experts, device=best.device)).any(-2)
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, True)
 
     def gate(
         self, router_logits: Float[Tensor, "B N X"], scores: Float[Tensor, "B N X"], routing: Bool[Tensor, "B N X"]
@@ -177,6 +177,7 @@ class MixtureOfExperts(nn.Module):
         gates = masked_softmax(router_logits, routing)
         if self.gate_kind != "margin":
             return gates
+        scores = scores + self.selection_bias
         best_left = scores.masked_fill(routing, -torch.inf).amax(-1, keepdim=True)
         gates = gates * (1 - torch.exp((best_left - scores).clamp(max=0))) * routing
         return gates / gates.sum(-1, keepdim=True).clamp(min=1e-6)
