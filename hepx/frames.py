@@ -8,13 +8,23 @@ from typing import Any
 import numpy as np
 
 from hepx.errors import DataError
-from hepx.results import Array, EventResult, Explanation, GroupExplanation
+from hepx.results import Array, EventResult, Explanation, GroupExplanation, Importance, ResponseCurve, Result
 from hepx.results_influence import Influence
 
 
-def to_pandas(result: EventResult) -> Any:
-    """A pandas.DataFrame [B rows], see `EventResult.to_pandas`; DataError if pandas is not installed."""
+def to_pandas(result: Result) -> Any:
+    """A pandas.DataFrame, see `Result.to_pandas`; DataError if pandas is not installed."""
     pandas = _pandas()
+    if isinstance(result, EventResult):
+        index = pandas.Index(result.events.event_id, name="event_id")
+        return pandas.DataFrame(_of_events(result), index=index)
+    if isinstance(result, Importance):
+        return pandas.DataFrame(_of_groups(result), index=pandas.Index(result.players, name="group"))
+    assert isinstance(result, ResponseCurve)
+    return pandas.DataFrame(_of_points(result))
+
+
+def _of_events(result: EventResult) -> dict[str, Array]:
     events = result.events
     columns: dict[str, Any] = {
         "sample": np.array(events.sample_names, dtype=object)[events.sample],
@@ -23,17 +33,32 @@ def to_pandas(result: EventResult) -> Any:
     }
     columns |= {name: events.observable(name) for name in events.observable_names}
     columns["score"] = result.score
-    baseline_score = getattr(result, "baseline_score", None)
-    if baseline_score is not None:
-        columns["baseline_score"] = baseline_score
     present, axes = _axes(result)
     for name, values in (("attribution", result.values), ("error", result.error)):
         columns |= _columns(name, values, present, axes)
-    players = axes[:1] * 2
-    joint = present if present.ndim == 2 else result.events.mask
-    both = joint[:, :, None] & joint[:, None, :]
-    columns |= _columns("interaction", getattr(result, "interactions", None), both, players)
-    return pandas.DataFrame(columns, index=pandas.Index(events.event_id, name="event_id"))
+    for name in ("baseline_score", "completeness_error"):
+        values = getattr(result, name, None)
+        columns |= {} if values is None else {name: values}
+    joint = present if present.ndim == 2 else events.mask
+    both, pairs = joint[:, :, None] & joint[:, None, :], axes[:1] * 2
+    columns |= _columns("interaction", getattr(result, "interactions", None), both, pairs)
+    faith = getattr(result, "faith", None)
+    if faith is not None:
+        columns |= _columns("faith", np.diagonal(faith, axis1=1, axis2=2), joint, axes[:1])
+        columns |= _columns("faith", faith, both, pairs)
+    return columns
+
+
+def _of_groups(result: Importance) -> dict[str, Any]:
+    columns = {name: getattr(result, name) for name in ("members", "delta_auc", "error", "delta_z", "delta_z_error")}
+    return {name: values for name, values in columns.items() if values is not None}
+
+
+def _of_points(result: ResponseCurve) -> dict[str, Any]:
+    names, points = np.array(result.sample_names, dtype=object), result.points
+    columns = {"sample": np.repeat(names, len(points)), result.observable: np.tile(points, len(names))}
+    fields = ("mean", "error", "reached", "observed", "observed_error", "null")
+    return columns | {name: getattr(result, name).ravel() for name in fields}
 
 
 def training_events(result: Influence) -> Any:

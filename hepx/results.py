@@ -95,21 +95,13 @@ class Result:
         """Inverse of `save`; ResultError if the file is not such a result."""
         return load_npz(cls, path)
 
-
-class EventResult(Result):
-    """Base of the results that say something of each event."""
-
-    events: EventTable
-    values: Array
-    error: Array | None
-    score: Array
-    note: str
-
     def to_pandas(self) -> Any:
-        """A pandas.DataFrame with one row per event and the event number as index, so it can be joined to any table.
+        """A pandas.DataFrame. Of events: one row each, with the event number as index, to be joined to any table.
 
         Columns: sample, label, weight, observables (GeV, rad), score, baseline_score, attribution_… and error_… in the
-        unit of the values; interaction_… of pairs, where the method has them. NaN where an object is absent.
+        unit of the values, completeness_error; interaction_… and faith_… of pairs and objects, where the method has
+        them. NaN where an object is absent. Of an Importance one row per group of features, of a ResponseCurve one per
+        process and point, with the fields as columns.
         """
         from hepx import frames
 
@@ -120,6 +112,16 @@ class EventResult(Result):
         from hepx.report import draw  # upwards, and only when asked: a result draws itself
 
         return draw(self)
+
+
+class EventResult(Result):
+    """Base of the results that say something of each event."""
+
+    events: EventTable
+    values: Array
+    error: Array | None
+    score: Array
+    note: str
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:

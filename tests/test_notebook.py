@@ -143,6 +143,21 @@ def test_every_kind_of_result_has_a_table_and_a_figure(run: Trained, method: str
         assert figure.axes[0].patches[0].get_width() == pytest.approx(mean)
 
 
+def test_measures_of_the_whole_sample_have_a_table_and_a_figure_too(run: Trained) -> None:
+    """One row per group of features, and one per process and point, with the numbers of the result."""
+    lost = run.explain("permutation_importance", limit=400, repeats=2)
+    table = lost.to_pandas()
+    assert tuple(table.index) == lost.players
+    np.testing.assert_array_equal(table["delta_auc"], lost.delta_auc)
+    curve = run.explain("response", observable="mbb", limit=50)
+    table = curve.to_pandas()
+    assert len(table) == curve.mean.size
+    of_one = table[table["sample"] == curve.sample_names[1]]
+    np.testing.assert_array_equal(of_one["mean"], curve.mean[1])
+    np.testing.assert_array_equal(of_one["mbb"], curve.points)
+    assert all(found.plot()._repr_png_().startswith(b"\x89PNG") for found in (lost, curve))
+
+
 def test_errors_are_sentences(run: Trained, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown method 'shaply'; closest: 'shapley'"):
         run.explain("shaply")

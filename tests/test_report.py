@@ -23,15 +23,19 @@ from scipy import stats
 from hepx import files, metrics, report
 from hepx.errors import ResultError
 from hepx.kinematics import OBSERVABLES
-from hepx.report import closure, derive, page, style, variations
+from hepx.report import closure, derive, explained, page, style, variations
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import Table
 from hepx.results import (
     EventTable,
     Explanation,
+    GroupExplanation,
+    Importance,
     ObservableLink,
+    PairExplanation,
     Provenance,
     ResponseCurve,
+    Result,
 )
 from hepx.results_closure import Closure, Fidelity, MeanAttribution, Ranking, Separation, Usage
 from hepx.results_influence import Influence
@@ -120,6 +124,8 @@ def make_shapley(events: EventTable, rng: np.random.Generator) -> Explanation:
     interactions = (interactions + interactions.transpose(0, 2, 1)) * events.mask[:, None] * events.mask[:, :, None]
     values = interactions.sum(2) / 2 + rng.normal(0.1, 0.2, shape) * events.mask
     baseline = rng.normal(-1.2, 0.1, len(events))
+    alone = np.einsum("bij,ij->bi", interactions, np.full((shape[1],) * 2, -0.5)) + values
+    faith = interactions + alone[:, :, None] * np.eye(shape[1])
     return Explanation(
         events=events,
         values=values,
@@ -130,6 +136,8 @@ def make_shapley(events: EventTable, rng: np.random.Generator) -> Explanation:
         interactions=interactions,
         interactions_error=np.full_like(interactions, 0.05),
         provenance=PROVENANCE,
+        faith=faith,
+        faith_error=np.full_like(faith, 0.05),
     )
 
 
@@ -140,7 +148,61 @@ def make_gradients(shapley: Explanation, rng: np.random.Generator) -> Explanatio
     provenance = replace(PROVENANCE, method="integrated_gradients", settings={"steps": 64, "routing": "fixed"})
     gap = np.abs(rng.normal(0, 0.01, len(values)))
     changes: dict[str, Any] = {"values": values, "error": np.abs(values) * 0.1, "completeness_error": gap}
-    return replace(shapley, **changes, interactions=None, interactions_error=None, provenance=provenance)
+    without = dict.fromkeys(("interactions", "interactions_error", "faith", "faith_error"))
+    return replace(shapley, **changes, **without, provenance=provenance)
+
+
+def make_others(shapley: Explanation, rng: np.random.Generator) -> dict[str, Result]:
+    """One result of every other kind: objects that do not add up, groups of features, edges, the whole sample."""
+    events, ones = shapley.events, np.ones(len(shapley.events))
+    groups = {
+        "players": ("b pt", "met"),
+        "members": ("b1.pt b2.pt", "met.pt"),
+        "values": rng.normal(0, 1, (len(ones), 2)),
+    }
+    sizes = np.abs(rng.normal(0, 1, (len(ones), 2, 3, *[len(events.slots)] * 2)))
+    return {
+        "occlusion": replace(
+            shapley,
+            completeness_error=None,
+            interactions=None,
+            faith=None,
+            provenance=replace(PROVENANCE, method="occlusion"),
+        ),
+        "feature_groups": GroupExplanation(
+            events=events,
+            **groups,
+            error=0.1 * np.abs(groups["values"]),
+            score=shapley.score,
+            baseline_score=shapley.score - groups["values"].sum(1),
+            completeness_error=0 * ones,
+            interactions=np.zeros((len(ones), 2, 2)),
+            interactions_error=np.zeros((len(ones), 2, 2)),
+            provenance=replace(PROVENANCE, method="feature_groups"),
+        ),
+        "edge_knockout": PairExplanation(
+            events=events,
+            values=sizes.sum((1, 2)),
+            error=None,
+            null=0.1 * sizes.sum((1, 2)),
+            edges=sizes,
+            score=shapley.score,
+            unit="logit",
+            provenance=replace(PROVENANCE, method="edge_knockout"),
+        ),
+        "permutation_importance": Importance(
+            players=groups["players"],
+            members=groups["members"],
+            delta_auc=np.array([-0.03, 0.001]),
+            error=np.array([0.002, 0.002]),
+            delta_z=np.array([-1.0, 0.2]),
+            delta_z_error=np.array([0.5, 0.5]),
+            auc=0.95,
+            significance=4.2,
+            num_events=len(ones),
+            provenance=replace(PROVENANCE, method="permutation_importance"),
+        ),
+    }
 
 
 def make_response(rng: np.random.Generator, samples: Sequence[str] = SAMPLES) -> ResponseCurve:
@@ -635,6 +697,8 @@ def write_run(run: Path) -> Path:
     shapley.save(run / "explain" / "shapley.npz")
     make_gradients(shapley, rng).save(run / "explain" / "integrated_gradients.npz")
     make_response(rng).save(run / "explain" / "response_mbb.npz")
+    for name, result in make_others(shapley, np.random.default_rng(9)).items():
+        result.save(run / "explain" / f"{name}.npz")
     files.write_json(run / "explain" / "links.json", make_links(shapley))
     make_attention(rng, shapley.events).save(run / "attention.npz")
     make_experts(rng).save(run / "experts.json")
@@ -713,7 +777,7 @@ def test_report_is_one_file_that_loads_nothing(run: Path) -> None:
 def test_links_of_the_contents_lead_somewhere(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     targets = re.findall(r'href="#(\w+)"', text)
-    assert len(targets) == 18
+    assert len(targets) == 19
     assert all(f'id="{target}"' in text for target in targets)
 
 
@@ -728,6 +792,23 @@ def test_every_figure_is_written_as_png_and_pdf(run: Path, name: str) -> None:
 @pytest.mark.parametrize("name", report.TABLES)
 def test_every_table_is_written(run: Path, name: str) -> None:
     assert read_csv(run / "tables" / f"{name}.csv")
+
+
+def test_every_explanation_of_a_run_is_drawn(run: Path, saved: Saved) -> None:
+    """Nothing that a method wrote is only in a file: each is a figure, with the numbers of the result."""
+    shown = {path.stem for path in (run / "figures").glob("*.png")}
+    for name in (path.stem for path in (run / "explain").glob("*.npz") if "@" not in path.stem):
+        own = {"shapley": "waterfall", "integrated_gradients": "features", "permutation_importance": "importance"}
+        assert own.get(name, "response" if name.startswith("response") else f"methods_{name}") in shown
+    assert {"faith", "edges_edge_knockout"} <= shown
+    with style.style():
+        bars = explained.draw(saved.group_values["feature_groups"]).axes[0].patches
+        losses = explained.draw(saved.importances["permutation_importance"]).axes
+    groups, signal = saved.group_values["feature_groups"], saved.samples.index("signal")
+    chosen = groups.events.sample == signal
+    means = [np.average(column, weights=groups.events.weight[chosen]) for column in groups.values[chosen].T]
+    np.testing.assert_allclose([bar.get_width() for bar in bars], means)
+    np.testing.assert_allclose([[bar.get_width() for bar in axes.patches] for axes in losses], [[-30, 1], [-1, 0.2]])
 
 
 def test_no_half_written_file_is_left(run: Path) -> None:
@@ -948,6 +1029,7 @@ def test_any_number_of_samples_slots_layers_heads_and_experts(saved: Saved, tmp_
         attention=make_attention(rng, shapley.events, layers=1, heads=8),
         experts=make_experts(rng, samples, layers=1, experts=8),
         representation=make_representation(rng, layers=1),
+        edges={"edge_knockout": make_others(shapley, rng)["edge_knockout"]},
         influences={"tracin": make_influence(shapley.events, rng)},
     )
     report.figures.write_tables(other)

@@ -17,6 +17,7 @@ from hepx.report import (
     closure,
     derive,
     distill,
+    explained,
     figures_events,
     figures_experts,
     figures_network,
@@ -152,6 +153,14 @@ FIGURES: dict[str, Figure] = {
         ("pairs",),
         figures_objects.pairs,
     ),
+    "faith": Figure(
+        "Objects and pairs that add up",
+        "Faith-Shap values of order two (arXiv:2203.00870): on the diagonal what each object adds alone, below what "
+        "each pair adds beyond. Their sum is the score minus the baseline score; red speaks for signal. Weighted means "
+        "over the events that have the object, or both.",
+        ("faith",),
+        explained.faith,
+    ),
     "pair_profiles": Figure(
         "Do pairs follow the masses they carry?",
         "Weighted mean interaction of a pair in bins of the mass it carries, within one process; error bars: standard "
@@ -178,6 +187,30 @@ FIGURES: dict[str, Figure] = {
         "other ways too.",
         ("responses",),
         figures_objects.responses,
+    ),
+    "methods": Figure(
+        "Other methods",
+        "Weighted means over the explained events of each process. Objects whose values add up: from the mean score "
+        "of the replacements to the mean score of the events, as above. Features and pairs: mean size, for pairs "
+        "beside an untrained model where the method has no error. Else bars: mean with its standard error over the "
+        "events, red for signal. Only what has a small number in the table of completeness adds up to the score.",
+        ("others",),
+        explained.other_methods,
+    ),
+    "edges": Figure(
+        "Pairs by layer and head",
+        "Weighted mean size over all explained events that have both objects, for each layer and head of the "
+        "attention.",
+        ("edges",),
+        explained.edges,
+    ),
+    "importance": Figure(
+        "What the classifier loses without a group of features",
+        "Change of the weighted AUC, and of the expected significance, when the features of a group are exchanged "
+        "between the events (CSV: which features); the other features stay, so that events become impossible ones. "
+        "Error bars: paired bootstrap of the events and spread of the repeats.",
+        ("importances",),
+        explained.importances,
     ),
     "usage": Figure(
         "What the trees use and what the network uses",
@@ -370,6 +403,7 @@ TABLES: dict[str, Numbers] = {
     "pairs": Numbers(("pairs",), lambda saved: derive.pair_means(_some(saved.pairs))),
     "pair_profiles": Numbers(("pairs",), lambda saved: derive.pair_profiles(_some(saved.pairs))),
     "rank_correlations": Numbers(("pairs",), lambda saved: derive.rank_correlations(_some(saved.pairs))),
+    "importance": Numbers(("importances",), explained.importance_table),
     "usage": Numbers(("usage",), closure.usage_table),
     "mean_attributions": Numbers(("means",), closure.mean_table),
     "attention_pairs": Numbers(("attention",), inside_tables.attention_pairs),
@@ -419,7 +453,7 @@ def _write(saved: Saved, name: str, suffix: str, figure: Figure, canvas: Canvas)
         with files.atomic(saved.run / "figures" / f"{full}.{kind}") as temporary:
             temporary.write_bytes(content)
     width = round(100 * canvas.get_figwidth())
-    part = re.sub(r"(\D)(\d)", r"\1 \2", suffix)
+    part = re.sub(r"(\D)(\d)", r"\1 \2", suffix).replace("_", " ")
     title = f"{figure.title} ({part})" if part else figure.title
     return Picture(full, title, figure.caption, width, base64.b64encode(rendered["png"]).decode())
 

@@ -222,27 +222,29 @@ def _objects(slots: tuple[str, ...]) -> str:
 
 def responses(saved: Saved) -> dict[str, Canvas]:
     """Score against an observable that is moved by changing one object, one figure per observable."""
-    return {
-        name if len(saved.responses) > 1 else "": _response(saved, curve) for name, curve in saved.responses.items()
-    }
+    found = {}
+    for name, curve in saved.responses.items():
+        figure = found[name if len(saved.responses) > 1 else ""] = draw_response(curve, style.colors(saved))
+        style.stamp(figure, saved)
+    return found
 
 
-def _response(saved: Saved, curve: ResponseCurve) -> Canvas:
+def draw_response(curve: ResponseCurve, colors: Mapping[str, str]) -> Canvas:
+    """The response of one observable, one column per process; colors: of the samples."""
     names = [name for name in curve.sample_names if np.isfinite(curve.mean[curve.sample_names.index(name)]).any()]
     figure = style.canvas(style.WIDTH, 5.0)
     grid = figure.subplots(
         2, max(1, len(names)), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1), gridspec_kw={"hspace": 0}
     )
     for column, name in enumerate(names):
-        _response_panel(grid[0, column], curve, curve.sample_names.index(name), style.colors(saved)[name])
-        _reached_panel(grid[1, column], curve, curve.sample_names.index(name), style.colors(saved)[name])
-        grid[0, column].set_title(style.sample_label(name), color=style.colors(saved)[name])
+        _response_panel(grid[0, column], curve, curve.sample_names.index(name), colors[name])
+        _reached_panel(grid[1, column], curve, curve.sample_names.index(name), colors[name])
+        grid[0, column].set_title(style.sample_label(name), color=colors[name])
         grid[1, column].set_xlabel(style.with_unit(style.observable_label(curve.observable), curve.unit))
     grid[0, 0].set_ylabel("Mean score  [logit]")
     grid[1, 0].set_ylabel("Reached", loc="center", fontsize=10.5)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    style.stamp(figure, saved)
     return figure
 
 

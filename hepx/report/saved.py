@@ -16,6 +16,7 @@ from hepx.errors import ResultError
 from hepx.report.tables import Table
 from hepx.results import (
     Array,
+    EventResult,
     Explanation,
     GroupExplanation,
     Importance,
@@ -130,6 +131,17 @@ class Saved:
     def pairs(self) -> Explanation | None:
         """The attribution that has pair interactions [B, N, N]."""
         return self._first(("shapley",), lambda e: e.interactions is not None)
+
+    @property
+    def faith(self) -> Explanation | None:
+        """The attribution that has Faith-Shap values [B, N, N]."""
+        return self._first(("shapley",), lambda e: e.faith is not None)
+
+    @property
+    def others(self) -> dict[str, EventResult]:
+        """The attributions that are neither `objects` nor `features`, by the name of the file."""
+        found: dict[str, EventResult] = {**self.explanations, **self.group_values, **self.edges}
+        return {name: one for name, one in found.items() if one is not self.objects and one is not self.features}
 
     def _first(self, order: tuple[str, ...], accept: Callable[[Explanation], bool]) -> Explanation | None:
         """The methods named first, then the others by name."""

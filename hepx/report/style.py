@@ -38,7 +38,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES = ("-", "--", "-.", ":")
 DIVERGING, SEQUENTIAL, ATTENTION = "RdBu_r", "YlOrBr", "Greys"
 
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()  # a figure of a page may be drawn as a notebook draws it
 _OWN: dict[str, Any] = {
     "font.size": 11,
     "axes.labelsize": 12,
