@@ -334,8 +334,11 @@ def _judge(
 ) -> Judged:
     """All measures of one method."""
 
+    # a network that has learned nothing need not add up: what that says of the method is in its own row
+    forced = method.model_copy(update={"force": True}) if "force" in type(method).model_fields else method
+
     def phi(changed: Subject) -> Array:
-        found = attribution.explain(method, changed, provenance(method))
+        found = attribution.explain(forced, changed, provenance(forced))
         assert isinstance(found, Explanation)  # as the first one of the method was
         return of_objects(found)
 
@@ -348,13 +351,20 @@ def _judge(
     repeats = [phi(replace(subject, graphs=smeared(subject.graphs, subject.seed, i))) for i in range(shifts)]
     change, size = sensitivity(own, repeats)
     row = measure(game, own, weight) | {
-        "completeness": whole.relative_completeness_error,
+        "completeness": _completeness(whole, weight),
         "sensitivity": mean(np.where(size > 0, change / np.where(size > 0, size, 1), np.nan), weight),
         "likeness": {kind: _likeness(own, found, game, weight) for kind, found in others.items()},
         "spread": {kind: _spread(own, others[kind], weight) for kind in ("donors", "seeds")},
         "means": _means([own, *others["seeds"]], subject.graphs, regions) if networks["seeds"] else [],
     }
     return Judged(row, own)
+
+
+def _completeness(found: Explanation, weight: Array) -> dict[str, float | None] | None:
+    """Weighted root mean square of what is missing, over that of score − baseline score; None where nothing adds up."""
+    if found.completeness_error is None or found.baseline_score is None:
+        return None
+    return mean(found.completeness_error**2, weight, (found.score - found.baseline_score) ** 2, root=True)
 
 
 def validate(
@@ -383,7 +393,7 @@ def validate(
             judged = _judge(method, subject, provenance, game, networks, regions or {}, shifts)
             kept.save(name, method, judged)
         if judged.row is None:
-            log.info("%s attributes no score to objects: left out", name)
+            log.info("%s attributes no score to single objects or their features: left out", name)
         else:
             rows[name], values[name] = judged.row, judged.values
     if not rows:

@@ -203,7 +203,7 @@ class GroupExplanation(EventResult):
 class PairExplanation(EventResult):
     """What the edge between two objects does, measured inside the network.
 
-    values [B, N, N]: symmetric, zero diagonal, 0 where an object is absent, in `unit`; error: standard error over
+    values [B, N, N]: symmetric, zero diagonal, 0 where an object is absent, in `unit`; error: standard deviation over
     restarts, None for a method without; null: `values` of an untrained model, None where an error is given; edges
     [B, L, H, N, N]: the same for each layer and head, None if the method does not tell them apart; score [B].
     """

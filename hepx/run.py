@@ -215,9 +215,12 @@ class Run:
         return None if wanted is None else train.find_source(wanted, self._done().get("train", {}).get("source"))
 
     def check_resumable(self) -> None:
-        """ConfigError if there is no training with these settings to go on with."""
-        key, owner = self.key("train"), self.folder / "checkpoints" / "key.txt"
-        begun = owner.exists() and owner.read_text() == key and (owner.parent / "last.pt").exists()
+        """ConfigError if nothing with these settings was begun; a run that was stopped before its first checkpoint
+        starts from the beginning."""
+        key, owner, config = self.key("train"), self.folder / "checkpoints" / "key.txt", self.folder / "config.yaml"
+        begun = owner.read_text() == key if owner.exists() else config.exists() and self._saved() == self.settings
+        if begun and not (owner.parent / "last.pt").exists():
+            log.info("--resume: '%s' has no checkpoint yet; its training starts from the beginning", self.folder)
         if not begun and self._done().get("train", {}).get("key") != key:
             raise ConfigError(
                 f"--resume: '{self.folder}' holds no checkpoint of a training with these settings. "

@@ -223,6 +223,11 @@ def test_a_stopped_slurm_job_requeues_itself_and_a_failed_one_does_not(
     assert (tmp_path / "asked").exists() == (code == 85 and ends == 0)
     if (tmp_path / "asked").exists():
         assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    task = jobs_of("slurm", "explain", CONFIG, shards=3).scripts["shards.sh"]
+    one = {"SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "2"}  # the task whose number is that of the whole array
+    run_script(task, tmp_path, SLURM_JOB_ID="77", SLURM_RESTART_COUNT=restarts, SLURM_CPUS_PER_TASK="2", **one)
+    if (tmp_path / "asked").exists():
+        assert (tmp_path / "asked").read_text() == "requeue 77_2\n"
 
 
 @pytest.mark.parametrize("code", [85, 1])

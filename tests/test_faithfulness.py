@@ -116,25 +116,50 @@ def test_correlations_are_those_of_scipy(game: Game, phi: np.ndarray[Any, Any]) 
         assert like[event] == pytest.approx(expected)
 
 
+class Worths(torch.nn.Module):
+    """Logits of an event whose objects are kept where x is 1, from the table of worths."""
+
+    def __init__(self, worth: np.ndarray[Any, Any]) -> None:
+        super().__init__()
+        self.worth = torch.from_numpy(worth)
+
+    def forward(self, x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        score = self.worth[(x[:, 0] * 2 ** torch.arange(len(x))).sum().long()]
+        return torch.stack([0 * score, score])[None]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_fidelity_is_that_of_pyg(game: Game, phi: np.ndarray[Any, Any]) -> None:
-    """Decisions without and with nothing but the top two, counted by hand; PyG's characterization; KL by torch."""
-    from torch_geometric.explain import characterization_score
+    """Fidelities, characterization and unfaithfulness, event by event; PyG's unfaithfulness has y and ŷ of the paper
+    (arXiv:2208.09339, eq. 2) in each other's place."""
+    from torch_geometric.explain import DummyExplainer, Explainer, Explanation, characterization_score, fidelity
+    from torch_geometric.explain.metric import unfaithfulness
 
     without, kept = faithfulness.top_objects(game, phi)
-    score = game.worth[:, -1]
+    score, found = game.worth[:, -1], []
+    config = {"mode": "multiclass_classification", "task_level": "graph", "return_type": "raw"}
     for event in range(12):
         objects = np.flatnonzero(game.present[event])
         top = objects[np.argsort(-np.sign(score[event]) * phi[event, objects])[:2]]
         assert kept[event] == game.worth[event, (2**top).sum()]
         assert without[event] == game.worth[event, FULL - (2**top).sum()]
+        x, edges = torch.ones(phi.shape[1], 1), torch.zeros(2, 0, dtype=torch.long)
+        mask = torch.zeros_like(x)
+        mask[top] = 1
+        explainer = Explainer(Worths(game.worth[event]), DummyExplainer(), "model", config, node_mask_type="object")
+        logits = explainer.get_prediction(x, edges)
+        one = Explanation(x=x, edge_index=edges, node_mask=mask, prediction=logits, target=logits.argmax(1))
+        one._model_args = []
+        found.append((*fidelity(explainer, one), unfaithfulness(explainer, one)))
+    each = np.array(found)
+    assert 0 < each[:, 0].sum() < 12
     weight = np.linspace(-0.2, 2, 12)
-    found = faithfulness.measure(game, phi, weight)
-    plus = (weight * ((without > 0) != (score > 0))).sum() / weight.sum()
-    minus = (weight * ((kept > 0) != (score > 0))).sum() / weight.sum()
-    assert (found["fidelity_plus"]["value"], found["fidelity_minus"]["value"]) == pytest.approx((plus, minus))
+    measured = faithfulness.measure(game, phi, weight)
+    plus, minus, _ = weight @ each / weight.sum()
+    assert (measured["fidelity_plus"]["value"], measured["fidelity_minus"]["value"]) == pytest.approx((plus, minus))
     expected = characterization_score(torch.tensor(plus), torch.tensor(minus))
-    assert found["characterization"] == pytest.approx(float(expected), rel=1e-6)
+    assert measured["characterization"] == pytest.approx(float(expected), rel=1e-6)
+    np.testing.assert_allclose(faithfulness.unfaithfulness(kept, score), each[:, 2], atol=1e-6)
     p, q = (torch.sigmoid(torch.from_numpy(np.stack([v, -v], 1))) for v in (score, kept))
     divergence = torch.nn.functional.kl_div(q.log(), p, reduction="none").sum(1)
     np.testing.assert_allclose(faithfulness.unfaithfulness(score, kept), 1 - torch.exp(-divergence).numpy(), atol=1e-12)
@@ -284,7 +309,7 @@ def test_good_explanations_are_told_from_bad_ones(subject: Subject, provenance: 
     assert rows["shapley"]["order"]["value"] > 0.8 > rows["saliency"]["order"]["value"]
     assert abs(found["random"]["order"]["value"]) < 0.5
     assert rows["shapley"]["infidelity"]["value"] < 0.6 < found["random"]["infidelity"]["value"]
-    assert rows["shapley"]["completeness"] < 1e-5
+    assert rows["shapley"]["completeness"]["value"] < 1e-5
     assert rows["saliency"]["completeness"] is None
     assert rows["shapley"]["likeness"]["seeds"]["value"] == pytest.approx(1)
     assert rows["shapley"]["spread"]["seeds"] == pytest.approx(0)

@@ -13,7 +13,7 @@ import vector
 from torch.nn import functional
 
 from hepx.errors import ConfigError
-from hepx.graph import GraphBatch, GraphSettings, NodeSettings, make_layout
+from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch, GraphSettings, NodeSettings, make_layout
 from hepx.models import MODELS, Model, build_model, predict
 from hepx.models.gcn import GCNSettings
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
@@ -80,9 +80,13 @@ def test_padding_slots_change_nothing(model: Model, toys: GraphBatch) -> None:
 
 
 def test_undefined_features_change_nothing(model: Model, toys: GraphBatch) -> None:
-    """The missing momentum has no pseudorapidity, the lepton no b-tag."""
-    x = toys.x.clone()
-    x[:, 4, 1], x[:, 3, 4] = 2.0, 5.0
+    """The missing momentum has no pseudorapidity, the lepton no mass, and so on: whatever a type lacks."""
+    x, lacking = toys.x.clone(), 0
+    for slot, kind in enumerate(toys.layout.types):
+        for column, name in enumerate(RAW_FEATURES):
+            if name not in DEFINED[kind]:
+                x[:, slot, column], lacking = 5.0, lacking + 1
+    assert lacking > 5
     torch.testing.assert_close(score(model, replace(toys, x=x)), score(model, toys), atol=TOLERANCE, rtol=0)
 
 

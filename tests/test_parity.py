@@ -218,10 +218,19 @@ def test_flaws_are_named_and_a_sound_model_has_none(aliased: GraphBatch, toys: G
         "router of layer 1 and 2 no gradient",
         "differ by 0.",
         "no self-loops",
+        "one draw of the routing noise for all nodes of a batch",
+        "in another order",
+        "looks at φ itself",
+        "some objects stand in the graph twice",
     ):
         assert any(words in flaw for flaw in found), words
-    assert len(found) == 4
-    assert len(flaws(fitted(settings_of("paper"), aliased), aliased)) == 1
+    assert len(found) == 8
+    of_text = flaws(fitted(settings_of("paper"), aliased), aliased)
+    for words in ("no self-loops", "in another order", "looks at φ itself", "stand in the graph twice"):
+        assert any(words in flaw for flaw in of_text), words
+    assert len(of_text) == 4
+    of_keys = flaws(fitted(settings_of("paper", attention_scores="qv"), aliased), aliased)
+    assert any("keys that the network learns are never used" in flaw for flaw in of_keys)
     model = fitted(MoEGraphTransformerSettings(), toys)
     state = torch.get_rng_state()
     assert flaws(model, toys) == []

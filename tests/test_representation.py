@@ -178,6 +178,9 @@ def test_switching_nothing_changes_nothing_and_one_expert_only_its_nodes(mixed: 
     counted = np.zeros(2)
     assert torch.equal(predict(switched(model, 0, -1, lambda h: h, counted), mixed), predict(model, mixed))
     assert counted[0] == 0
+    with torch.no_grad():
+        used = model(mixed.x, mixed.mask, mixed.node_type).trace.gates[:, 0] > 0  # 0 for absent objects
+    assert counted[1] == used.sum() * mixtures(model)[0].expert_dim  # gelu is 0 nowhere here
     mixtures(model)[0].selection_bias[1] = -1e9  # nobody uses it
     before = predict(model, mixed)
     assert torch.equal(predict(switched(model, 0, 1, torch.zeros_like, np.zeros(2)), mixed), before)

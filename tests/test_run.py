@@ -149,21 +149,26 @@ def test_same_seed_twice_gives_identical_metrics(small: Path, runs: Path) -> Non
 
 
 def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> None:
-    """kill -9 in the middle of the training: no half file, and the second start ends like an unbroken run."""
+    """kill -9 before the first checkpoint and in the middle of the training: no half file, and the last start ends like
+    an unbroken run."""
     changes = [change if not change.startswith("name=") else "name=killed" for change in SMALL]
     command = [sys.executable, "-m", "hepx.cli", "train", str(CONFIG), *changes, "--runs", str(runs)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    last = runs / "killed" / "checkpoints" / "last.pt"
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    done = hepx("train", str(CONFIG), *changes, "--runs", str(runs))
+    environment, said = {**os.environ, "OMP_NUM_THREADS": "1"}, runs / "said.txt"
+    assert hepx(*command[3:], "--resume").returncode == 2  # there is nothing to go on with
+    for resume, mark in (([], "config.yaml"), (["--resume"], "checkpoints/last.pt")):
+        with said.open("w") as stderr:
+            process = subprocess.Popen([*command, *resume], cwd=ROOT, stderr=stderr, env=environment)
+        while not (runs / "killed" / mark).exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert "has no checkpoint yet; its training starts from the beginning" in said.read_text()
+    done = hepx(*command[3:], "--resume")
     assert done.returncode == 0, done.stderr
     assert "training goes on after epoch 1" in done.stderr
     best = Path("checkpoints", "best.safetensors")
     assert (runs / "killed" / best).read_bytes() == (small / best).read_bytes()
-    assert (runs / "killed" / "history.csv").read_text().count("\n") == (small / "history.csv").read_text().count("\n")
+    assert (runs / "killed" / "history.csv").read_bytes() == (small / "history.csv").read_bytes()
 
 
 @pytest.mark.slow

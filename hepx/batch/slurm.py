@@ -10,7 +10,9 @@ from hepx.errors import ConfigError
 REQUEUE = f"""\
 code=$?
 if [ "$code" -eq {STOPPED} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {RESTARTS} ]; then
-    scontrol requeue "$SLURM_JOB_ID" && exit 0   # stopped with a checkpoint: the same line goes on from it
+    # one task of an array: its number alone may be that of the whole array
+    task=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
+    scontrol requeue "${{task:-$SLURM_JOB_ID}}" && exit 0   # stopped with a checkpoint: the same line goes on from it
 fi
 exit "$code\""""
 

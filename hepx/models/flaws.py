@@ -12,11 +12,14 @@ from torch.nn import functional
 from hepx.graph import GraphBatch
 from hepx.models.base import Model, predict
 from hepx.models.gcn import GCN
-from hepx.models.layers import MixtureOfExperts
+from hepx.models.inputs import PHI
+from hepx.models.layers import MixtureOfExperts, SelfAttention
+from hepx.models.mlp import MLP
 
 COUPLED = (
     1e-5  # share of the gradient's norm; float32 rounding of a vanishing gradient stays below, a real one far above
 )
+MOVED = 1e-3  # of the spread of the scores; rounding stays far below
 MAX_EVENTS = 512
 
 
@@ -26,7 +29,13 @@ def flaws(model: Model, graphs: GraphBatch) -> list[str]:
     model.eval()
     with torch.random.fork_rng(devices=[]):
         found = [*_identical_experts(model), *_idle_router(model, few), *_flicker(model, few)]
-        found += [*_no_self_loops(model, few), *_same_nodes(model, few)]
+        found += [
+            *_no_self_loops(model, few),
+            *_same_nodes(model, few),
+            *_keys_unused(model),
+            *_noise_of_a_batch(model),
+        ]
+        found += [*_order(model, few), *_azimuth(model, few), *_twice(few)]
     model.train(training)
     return found
 
@@ -96,6 +105,68 @@ def _same_nodes(model: Model, graphs: GraphBatch) -> list[str]:
     if spread > COUPLED * h.abs().max():
         return []
     return ["degenerate graph convolution: a complete graph with self-loops maps all nodes to the same vector"]
+
+
+def _keys_unused(model: Model) -> list[str]:
+    attentions = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    if not any(attention.score_of_values for attention in attentions):
+        return []
+    return ["the attention scores are q·v: the keys that the network learns are never used"]
+
+
+def _noise_of_a_batch(model: Model) -> list[str]:
+    if not getattr(getattr(model, "settings", None), "batch_noise", False):
+        return []
+    return ["one draw of the routing noise for all nodes of a batch: it moves them all to the same expert"]
+
+
+def _order(model: Model, graphs: GraphBatch) -> list[str]:
+    """Swap two objects of one type; an MLP knows objects by their places, and is not asked."""
+    types = graphs.layout.types
+    twins = next(((i, j) for j in range(len(types)) for i in range(j) if types[i] == types[j]), None)
+    if twins is None or isinstance(model, MLP):
+        return []
+    order = list(range(len(types)))
+    order[twins[0]], order[twins[1]] = twins[1], twins[0]
+    moved = _moved(model, graphs, graphs.x[:, order], graphs.mask[:, order])
+    if moved < MOVED:
+        return []
+    return [
+        f"the same objects in another order move the score by {moved:.2f} of its spread: all objects of a complete "
+        "graph are neighbours of all, so a positional code of it is arbitrary"
+    ]
+
+
+def _azimuth(model: Model, graphs: GraphBatch) -> list[str]:
+    """Turn the event about the beam by a quarter."""
+    x = graphs.x.clone()
+    angle = torch.remainder(x[..., PHI] + 1.5 * torch.pi, 2 * torch.pi) - torch.pi
+    x[..., PHI] = torch.where(graphs.mask, angle, x[..., PHI])
+    moved = _moved(model, graphs, x, graphs.mask)
+    if moved < MOVED:
+        return []
+    return [
+        f"turning the whole event about the beam moves the score by {moved:.2f} of its spread: it looks at φ itself"
+    ]
+
+
+@torch.inference_mode()
+def _moved(model: Model, graphs: GraphBatch, x: Tensor, mask: Tensor) -> float:
+    """Root mean square change of the score, over its spread; what the model draws is the same for both."""
+    scores = []
+    for values, here in ((graphs.x, graphs.mask), (x, mask)):
+        torch.manual_seed(1)
+        scores.append(model(values, here, graphs.node_type).logits[:, -1])
+    first, second = scores
+    return float((second - first).square().mean().sqrt() / first.std().clamp(min=1e-12))
+
+
+def _twice(graphs: GraphBatch) -> list[str]:
+    index = graphs.object_index
+    same = (index[:, :, None] == index[:, None, :]) & (index >= 0)[:, :, None]
+    if not torch.triu(same, 1).any():
+        return []
+    return ["some objects stand in the graph twice: what one node means cannot be told from its twin"]
 
 
 def _listed(numbers: list[int]) -> str:

@@ -76,7 +76,7 @@ class PairKinematics:
 
 
 def pair_kinematics(x: Float[Tensor, "... N F"], node_type: Int[Tensor, "... N"]) -> PairKinematics:
-    """ΔR², min(pt) and m² of all pairs, GeV and GeV².
+    """ΔR², min(pt) and m² of all pairs, GeV and GeV²; leptons and missing momentum are massless.
 
     For a pair with the missing momentum Δη is set to zero: ΔR is |Δφ| and m² is the transverse mass squared.
     """
@@ -87,7 +87,8 @@ def pair_kinematics(x: Float[Tensor, "... N F"], node_type: Int[Tensor, "... N"]
     cos_phi = torch.cos(delta_phi)
     # Δφ wrapped to [−π, π); the difference is exact in the gradient because that of the shift is 0.
     delta_phi = delta_phi - 2 * torch.pi * torch.round(delta_phi / (2 * torch.pi))
-    pt, mass2 = x[..., PT], x[..., MASS] ** 2
+    massive = torch.tensor(["mass" in DEFINED[kind] for kind in NODE_TYPES], device=x.device)[node_type]
+    pt, mass2 = x[..., PT], x[..., MASS] ** 2 * massive
     pz = pt * torch.sinh(x[..., ETA])
     et, energy = torch.sqrt(pt**2 + mass2 + _SMALL), torch.sqrt(pt**2 + pz**2 + mass2 + _SMALL)
     energies, pt_product = torch.where(transverse > 0, _outer(et), _outer(energy)), _outer(pt)

@@ -21,6 +21,8 @@ MEASURES = {
     "fidelity_plus": "Fidelity⁺",
     "fidelity_minus": "Fidelity⁻",
     "unfaithfulness": "Unfaithfulness",
+    "characterization": "Characterization",
+    "completeness": "Completeness",
     "sensitivity": "Sensitivity",
 }
 LIKENESS = {
@@ -52,7 +54,9 @@ def validation_grids(saved: Saved) -> dict[str, Grid]:
     }
 
 
-def _cell(measured: dict[str, Any] | None) -> str:
+def _cell(measured: dict[str, Any] | float | None) -> str:
+    if isinstance(measured, float):
+        return number(measured, 2)
     if measured is None or measured["value"] is None:
         return "–"
     value, error = measured["value"], measured["error"]
@@ -134,7 +138,9 @@ FAITHFUL = (
     "attributions miss of the change when objects are replaced, 0 perfect, 1 as bad as zeros; interactions leave a "
     "floor. Set correlation: of the two, 1 is best. "
     "Fidelity⁺ (⁻): share of events whose decision changes without (with "
-    "nothing but) the two objects that speak most for it. Unfaithfulness: 0 is best. Sensitivity: largest relative "
+    "nothing but) the two objects that speak most for it. Unfaithfulness: 0 is best. "
+    "Characterization: of both fidelities, 1 is best. Completeness: what the attributions miss of score − baseline "
+    "score, relative; – if not meant to add up. Sensitivity: largest relative "
     "change when jets and leptons are measured again within the detector resolution. Errors: bootstrap of the events."
 )
 REPEATS = (

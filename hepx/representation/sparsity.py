@@ -1,7 +1,8 @@
 """How many hidden units of an expert can be switched off before the classifier notices (arXiv:2509.00454).
 
 Top-p rule: of each node's hidden units the fewest that hold a share p of the summed size stay, the rest is set to 0.
-The critical sparsity is the largest share of units set to 0 with which 99 % of the AUC is left.
+The critical sparsity is the largest share of units set to 0 with which 99 % of the AUC is left. Units count at the
+objects that use the expert: what it makes of others goes nowhere. An expert that none uses needs none of its units.
 """
 
 from __future__ import annotations
@@ -78,14 +79,21 @@ def _point(model: Model, referee: Referee, layer: int, expert: int, switch: Call
     """[share of hidden units set to 0, AUC] with the units of an expert (−1: of all) switched."""
     counted = np.zeros(2)
     auc = metrics.auc(referee.y, referee.score(switched(model, layer, expert, switch, counted)), referee.weight)
-    return [float(counted[0] / max(counted[1], 1)), auc]
+    return [float(counted[0] / counted[1]) if counted[1] else 1.0, auc]
 
 
 def switched(model: Model, layer: int, expert: int, switch: Callable[[Tensor], Tensor], counted: Array) -> Model:
-    """A copy in which hidden units [n, H] pass through `switch`; `counted` gets the units turned off and all."""
+    """A copy in which hidden units [n, H] pass through `switch`; `counted` gets the units turned off and all, at the
+    objects that use the expert."""
     changed = copy.deepcopy(model).eval()
     mixture: Any = separated(mixtures(changed)[layer])
     plain, number = mixture.activation, mixture.num_experts
+    seen: dict[str, Tensor] = {}
+
+    def experts(h: Tensor, gates: Tensor) -> Tensor:
+        seen["used"] = (gates > 0) & seen["mask"][..., None]
+        found: Tensor = mixture._dense(h, gates)
+        return found
 
     def activation(flat: Tensor) -> Tensor:
         hidden = plain(flat).unflatten(-1, (number, -1))
@@ -93,10 +101,12 @@ def switched(model: Model, layer: int, expert: int, switch: Callable[[Tensor], T
         if expert >= 0:
             chosen = torch.arange(number, device=flat.device) == expert
         new = torch.where(chosen[:, None], switch(hidden), hidden)
-        counted[0] += float(((new == 0) & (hidden != 0))[..., chosen, :].sum())
-        counted[1] += float((hidden != 0)[..., chosen, :].sum())
+        active = (hidden != 0) & seen["used"][..., None]
+        counted[0] += float(((new == 0) & active)[..., chosen, :].sum())
+        counted[1] += float(active[..., chosen, :].sum())
         return new.flatten(-2)
 
     mixture.activation = activation
-    mixture.experts = mixture._dense  # the way that sees all experts' units at once; the grouped one gives the same
+    mixture.experts = experts  # all experts' units at once; the grouped way gives the same
+    changed.register_forward_pre_hook(lambda _, inputs: seen.update(mask=inputs[1]))
     return changed

@@ -18,12 +18,12 @@ from hepx.models import Model, Trace
 from hepx.models.inputs import ETA, PHI
 from hepx.models.layers import MixtureOfExperts
 
-Weights = Literal["physics", "sign"]
+Weights = Literal["physics", "sign", "none"]
 Total = Callable[[Tensor], Tensor]  # from a sum over this process's events to the sum over those of all processes
 
 
 def training_weights(graphs: GraphBatch, mode: Weights = "physics") -> Float[Tensor, "B"]:
-    """Weights of the loss: every class has the same total and the mean is 1; signs are kept.
+    """Weights of the loss: every class has the same total and the mean is 1; signs are kept. `none`: all are 1.
 
     Raises DataError if a class has no positive total.
     """
@@ -38,6 +38,8 @@ def class_scale(parts: Iterable[GraphBatch], mode: Weights = "physics") -> Float
             totals = torch.zeros(graphs.layout.num_classes, dtype=torch.float64)
         totals.index_add_(0, graphs.y, _weight(graphs, mode))
         num_events += len(graphs)
+    if mode == "none":
+        return torch.ones_like(totals)
     if (totals <= 0).any():
         label = int(torch.argmin(totals))
         raise DataError(
@@ -53,6 +55,8 @@ def loss_weights(graphs: GraphBatch, scale: Float[Tensor, "C"], mode: Weights) -
 
 
 def _weight(graphs: GraphBatch, mode: Weights) -> Float[Tensor, "B"]:
+    if mode == "none":
+        return torch.ones_like(graphs.weight)
     return graphs.weight if mode == "physics" else torch.sign(graphs.weight)
 
 

@@ -15,7 +15,8 @@ weights that decide, not where they lie.)"""
 
 class TrainSettings(Settings):
     """How a model is fitted. `weights: physics` keeps the relative weights of the processes inside each class, `sign`
-    counts every event once with the sign of its weight; both classes get equal total weight either way.
+    counts every event once with the sign of its weight; both classes get equal total weight either way. `none` counts
+    every event once and leaves the classes as they are (what public code does that knows no weights).
 
     schedule: after the warm-up half a cosine to zero, or `step`, times `step_factor` every `step_epochs` epochs.
     balance: `loss_free` moves the expert choice; `switch` and `cv2` are losses times `balance_weight`.
@@ -59,7 +60,7 @@ class TrainSettings(Settings):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     patience: int = Field(default=8, ge=1)
     grad_clip: float = Field(default=1.0, gt=0)
-    weights: Literal["physics", "sign"] = "physics"
+    weights: Literal["physics", "sign", "none"] = "physics"
     balance: Literal["loss_free", "switch", "cv2", "none"] = "loss_free"
     balance_rate: float = Field(default=1e-3, ge=0)
     balance_weight: float = Field(default=1e-2, ge=0)
