@@ -314,6 +314,70 @@ def to_pyg(graphs: GraphBatch, self_loops: bool = False) -> list[Any]:
     ]
 
 
+def from_arrays(
+    x: Any,
+    mask: Any,
+    slots: Mapping[str, str],
+    y: Any = None,
+    weight: Any = None,
+    event_id: Any = None,
+    observables: Mapping[str, Any] | None = None,
+) -> GraphBatch:
+    """Graphs of arrays, of numpy or anything like it, for an explanation without files or a config.
+
+    x [B, N, F]: the columns of RAW_FEATURES in GeV and rad; what a type lacks (DEFINED) is set to 0, as is an absent
+    object; mask [B, N]: it exists; slots: name -> type of each node, in order: {"b1": "bjet", "met": "met"}; y [B]: 0
+    background, 1 signal (default 0); weight [B] (default 1); event_id [B] (default 0, 1, …); observables: name ->
+    values [B]. Raises DataError for shapes that do not fit and numbers that are not finite, ConfigError for an unknown
+    type.
+    """
+    for kind in slots.values():
+        if kind not in NODE_TYPES:
+            raise ConfigError(f"from_arrays: unknown node type '{kind}'; {closest(kind, NODE_TYPES)}")
+    types, values = tuple(slots.values()), torch.as_tensor(np.asarray(x, dtype=np.float32))
+    number, shape = len(values), (len(values), len(types))
+    labels = torch.as_tensor(np.zeros(number) if y is None else np.asarray(y)).long()
+    found = {
+        "mask": (torch.as_tensor(np.asarray(mask, dtype=bool)), shape),
+        "x": (values, (*shape, len(RAW_FEATURES))),
+        "y": (labels, (number,)),
+        "weight": (_column(weight, np.ones(number), np.float32), (number,)),
+        "event_id": (_column(event_id, np.arange(number), np.int64), (number,)),
+        **{name: (_column(one, one, np.float32), (number,)) for name, one in (observables or {}).items()},
+    }
+    for name, (tensor, expected) in found.items():
+        if tuple(tensor.shape) != expected:
+            raise DataError(f"from_arrays: '{name}' has the shape {tuple(tensor.shape)}, expected {expected}.")
+    exists = found["mask"][0]
+    has = torch.tensor([[name in DEFINED[kind] for name in RAW_FEATURES] for kind in types])
+    values = torch.where(exists[..., None] & has, values, 0.0)
+    for name, tensor in {"x": values, "weight": found["weight"][0]}.items():
+        if not torch.isfinite(tensor).all():
+            raise DataError(f"from_arrays: '{name}' holds numbers that are not finite.")
+    if labels.numel() and not ((labels == 0) | (labels == 1)).all():
+        raise DataError("from_arrays: y must be 0 (background) or 1 (signal).")
+    names = tuple(observables or {})
+    units = tuple(OBSERVABLES[name].unit if name in OBSERVABLES else "" for name in names)
+    columns = [found[name][0] for name in names]
+    return GraphBatch(
+        x=values,
+        mask=exists,
+        node_type=torch.tensor([NODE_TYPES.index(kind) for kind in types]).expand(shape).clone(),
+        object_index=torch.where(exists, torch.arange(len(types)), -1).to(torch.int16),
+        truth_parent=torch.zeros(shape, dtype=torch.int32),
+        y=labels,
+        weight=found["weight"][0],
+        sample=labels.clone(),
+        event_id=found["event_id"][0],
+        observables=torch.stack(columns, 1) if columns else torch.zeros(number, 0),
+        layout=Layout(tuple(slots), types, names, units, ("background", "signal"), (0, 1)),
+    )
+
+
+def _column(values: Any, default: Any, kind: Any) -> Tensor:
+    return torch.as_tensor(np.asarray(default if values is None else values).astype(kind))
+
+
 def from_pyg(data: Sequence[Any], layout: Layout) -> GraphBatch:
     """Inverse of `to_pyg`: `Data` objects with its attributes -> GraphBatch. Edges are not read: they are always all.
 

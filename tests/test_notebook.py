@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import hepx
 from hepx.errors import ConfigError, DataError, ResultError
+from hepx.graph import RAW_FEATURES, from_arrays
 from hepx.metrics import weighted_mean
 from hepx.models import MODELS, build_model
 from hepx.notebook import Trained, explain
@@ -177,3 +180,30 @@ def test_a_model_and_arrays_are_enough(toys: Any) -> None:
     assert first.shape == toys[:6].mask.shape
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0
+
+
+def test_arrays_go_in_and_arrays_come_out(toys: Any) -> None:
+    """No file, no config: the same explanation as of graphs; what a type lacks or is absent is not looked at."""
+    slots = dict(zip(toys.layout.slots, toys.layout.types, strict=True))
+    x, mask = toys.x.numpy().copy(), toys.mask.numpy()
+    x[~mask] = np.nan
+    x[:, toys.layout.slots.index("met"), list(RAW_FEATURES).index("eta")] = 7.0
+    graphs = from_arrays(x, mask, slots, y=toys.y.numpy(), observables={"mbb": np.arange(len(x))})
+    torch.testing.assert_close(graphs.x, toys.x)
+    model = build_model(MODELS["moe_graph_transformer"][0](dim=8, num_heads=2), graphs.layout, 1).eval()
+    model.inputs.fit(graphs, graphs.weight)
+    found = explain(model, graphs[:5], graphs, "shapley", draws=2)
+    same = explain(model, replace(toys[:5], event_id=graphs.event_id[:5]), toys, "shapley", draws=2)
+    np.testing.assert_allclose(found.values, same.values, atol=1e-6)
+    assert found.to_pandas()["mbb"].tolist() == [0, 1, 2, 3, 4]
+    found.plot()
+    for wrong, message in (
+        ({"mask": mask[:, :2]}, r"'mask' has the shape \(\d+, 2\), expected"),
+        ({"x": x[..., :3]}, "'x' has the shape"),
+        ({"x": np.where(mask[..., None], np.inf, x)}, "'x' holds numbers that are not finite"),
+        ({"y": np.full(len(x), 2)}, "y must be 0"),
+    ):
+        with pytest.raises(DataError, match=message):
+            from_arrays(**{"x": x, "mask": mask, "slots": slots, **wrong})
+    with pytest.raises(ConfigError, match="unknown node type 'bjets'; closest: 'bjet'"):
+        from_arrays(x, mask, {**slots, "b1": "bjets"})

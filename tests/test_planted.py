@@ -22,7 +22,7 @@ from hepx.models import build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.planted import MECHANISMS, Mechanism, plant, suite, toy_graphs
 from hepx.planted.bayes import BayesNetwork, expected_auc, judge_network
-from hepx.planted.cases import SuiteSettings, cases, own_base, toy_base
+from hepx.planted.cases import VARIANTS, SuiteSettings, cases, own_base, toy_base
 from hepx.planted.judge import Criterion, Measures, missed
 from hepx.planted.observations import OBSERVATIONS
 from hepx.planted.suite import run_suite
@@ -164,7 +164,7 @@ def test_every_method_is_in_the_table(planted: tuple[suite.Suite, Path]) -> None
     found, folder = planted
     for network in ("trained", "untrained", "shuffled"):
         rows = {row.method: row for row in found.rows if row.network == network}
-        assert set(rows) == {*METHODS, *OBSERVATIONS}
+        assert set(rows) == {*METHODS, *VARIANTS, *OBSERVATIONS}
         assert {rows[name].verdict for name in OBSERVATIONS} == {"observation"}
         assert rows["shapley"].verdict == ("not judged" if network == "trained" else "fail")
         assert rows["shapley"].measures.mass is not None
@@ -195,7 +195,7 @@ def test_the_page_shows_every_number(planted: tuple[suite.Suite, Path]) -> None:
     found, folder = planted
     page = make_planted(folder).read_text(encoding="utf-8")
     lines = (folder / "planted.md").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 2 + len(METHODS) + len(OBSERVATIONS)
+    assert len(lines) == 2 + len(METHODS) + len(VARIANTS) + len(OBSERVATIONS)
     assert "**" not in "".join(lines)  # nothing is judged on a network that misses the gate
     row = next(row for row in found.rows if row.method == "shapley" and row.network == "trained")
     assert f"| shapley | {row.measures.mass:.2f} |" in "\n".join(lines)

@@ -131,6 +131,28 @@ def test_finished_stages_are_skipped_and_changed_ones_repeated(small: Path) -> N
     assert Explanation.load(small / "explain" / "shapley.npz").provenance.settings["draws"] == 3
 
 
+def test_explanations_are_judged_and_labels_planted_into_the_events_of_a_run(small: Path, runs: Path) -> None:
+    """On a copy: the judgement is in validate.json and on the page, and found again; labels of a sum are explained."""
+    copy = shutil.copytree(small, runs / "judged")
+    line = ["validate", str(copy), "--explained", "20", "--method", "saliency"]
+    done = hepx(*line)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((copy / "validate.json").read_text())
+    assert {"shapley", "integrated_gradients", "saliency"} == set(found["methods"])
+    assert found["methods"]["shapley"]["completeness"]["value"] < 1e-4
+    assert found["methods"]["saliency"]["completeness"] is None
+    assert "Do the objects named first carry the score?" in (copy / "report.html").read_text()
+    mixed = hepx(*line, "--mechanism", "mbb")
+    assert (mixed.returncode, "takes --method, --explained and --beside only" in mixed.stderr) == (2, True)
+    sizes = ["--train-events", "500", "--test-events", "100", "--explained", "20", "--draws", "2"]
+    planted = hepx("validate", "planted", str(copy), "--mechanism", "unit_sum", "--method", "shapley", *sizes)
+    assert planted.returncode == 0, planted.stderr
+    (row,) = json.loads((copy / "planted" / "planted.json").read_text())["rows"]
+    assert (row["mechanism"], row["method"], row["verdict"]) == ("unit_sum", "shapley", "pass")
+    assert row["measures"]["exactness"] < 1e-5
+    assert (copy / "planted" / "planted.html").exists()
+
+
 def test_same_seed_twice_gives_identical_metrics(small: Path, runs: Path) -> None:
     again = hepx("evaluate", str(CONFIG), *SMALL, "name=again", "--runs", str(runs))
     assert again.returncode == 0, again.stderr

@@ -38,6 +38,17 @@ CONTROLS = ("untrained", "shuffled")
 SHORTER = 0.35  # of the epochs, for labels of which nothing can be learned
 
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "shapley:conditional": {"baseline": "conditional", "near": ["mbb", "mt"]},
+    "shapley:masked": {"baseline": "masked"},
+    "shapley:mean": {"baseline": "mean"},
+    "shapley:zero": {"baseline": "zero"},
+    "integrated_gradients:free": {"routing": "free"},
+}
+"""Methods with another setting, METHOD:SETTING, judged like the method: other replacements ask another question, or
+make events that no detector sees (arXiv:2412.13864); paths across a change of experts do not add up."""
+
+
 class SuiteSettings(Settings):
     """Sizes and seeds. explained: events each method explains (a quarter for the costly ones); draws:
     replacements per event; mechanisms, methods: all by default."""
@@ -61,7 +72,7 @@ class SuiteSettings(Settings):
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return known_names(names, (*METHODS, *OBSERVATIONS), "method")
+        return known_names(names, (*METHODS, *VARIANTS, *OBSERVATIONS), "method")
 
 
 def sizes(quick: bool, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hepx.config import parse
 from hepx.errors import ConfigError, ResultError
 from hepx.graph import GraphBatch
 from hepx.planted.bayes import Gate, judge_network
-from hepx.planted.cases import Base, Case, SuiteSettings, cases
+from hepx.planted.cases import VARIANTS, Base, Case, SuiteSettings, cases
 from hepx.planted.checks import IGNORANT, asked, checks_of
 from hepx.planted.judge import CRITERIA, Check, Measures, found_in, measure, missed, with_exactness
 from hepx.planted.mechanisms import MECHANISMS, Mechanism
@@ -68,9 +68,10 @@ class Suite:
 
 def method_of(name: str, settings: SuiteSettings, mechanism: Mechanism | None = None) -> Method:
     """A method with the sizes of the suite. Refused results are kept, and called refused in the table."""
-    kind = METHODS[name]
-    fields, costly = kind.model_fields, name in COSTLY
-    values: dict[str, Any] = {"method": name}
+    plain = name.partition(":")[0]
+    kind = METHODS[plain]
+    fields, costly = kind.model_fields, plain in COSTLY
+    values: dict[str, Any] = {"method": plain, **VARIANTS.get(name, {})}
     values["events"] = max(8, settings.explained // 4) if costly else settings.explained
     if name == "permutation_importance":
         values |= {"events": min(settings.test_events, PERMUTED * settings.explained), "replicas": 50}
@@ -90,7 +91,7 @@ def run_suite(settings: SuiteSettings, base: Base, folder: Path) -> Suite:
     """Train, explain and judge; writes planted.json and planted.csv into the folder. The facts besides the table are
     asked if all methods are."""
     todo = cases(settings, base, folder)
-    names = settings.methods or (*METHODS, *OBSERVATIONS)
+    names = settings.methods or (*METHODS, *VARIANTS, *OBSERVATIONS)
     gates: list[Gate] = []
     rows: list[Row] = []
     checks: list[Check] = []
@@ -148,7 +149,7 @@ NOT_POSSIBLE = Measured(Measures(), 0.0, 0, "")
 
 def row_of(case: Case, name: str, gate: Gate | None) -> Row:
     """A line of the table; its measures from the folder if they are there already."""
-    kept = case.kept(f"rows/{name}", lambda: asdict(_measured(case, name)))
+    kept = case.kept(f"rows/{name.replace(':', '-')}", lambda: asdict(_measured(case, name)))
     measured = Measured(**{**kept, "measures": Measures(**kept["measures"])})
     failures = missed(name, measured.measures)
     if measured.num_events == 0:
@@ -186,7 +187,7 @@ def _measured(case: Case, name: str) -> Measured:
     if name in ("feature_groups", "owen", "occlusion", "response", "permutation_importance"):
         exact = explain(method, ideal, _provenance(method, case))
     measures = measure(case.mechanism, subject.graphs, result, reference, exact)
-    if case.mechanism.exact is not None:
+    if case.mechanism.exact is not None and name not in VARIANTS:  # whose closed form is of other replacements
         values, pairs = closed_form(case.mechanism, subject, _draws(method, case.settings))
         measures = with_exactness(
             measures, case.mechanism, subject.graphs, found_in(result, subject.graphs), values, pairs

@@ -131,7 +131,18 @@ def _sigmas(cell: dict[str, float | None]) -> float | None:
 
 
 def markdown(compared: Compared) -> str:
-    """The table for a README or a merge request."""
+    """The tables for a README or a merge request: the most wanted numbers, then what the page has."""
+    others = [_lines(grid) for name, grid in _grids(compared).items() if name != "training"]
+    return "\n".join([_overview(compared), *others])
+
+
+def _lines(grid: Grid) -> str:
+    """A table of the page as Markdown."""
+    rows = [grid.head, ("---",) * len(grid.head), *grid.rows]
+    return f"{grid.caption}\n\n" + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+
+
+def _overview(compared: Compared) -> str:
     measures = ("auc", compared.middle_rejection, "significance")
     head = ["classifier", "AUC", "seeds", "Δ AUC", _label(measures[1]), "Z_A", "parameters"]
     lines = [f"| {' | '.join(map(str, head))} |", "|" + "---|" * len(head)]

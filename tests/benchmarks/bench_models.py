@@ -195,8 +195,11 @@ def published_work(graphs: GraphBatch, nodes: torch.Tensor) -> tuple[Callable[[]
 
 
 def paper_size(graphs: GraphBatch) -> dict[str, Model]:
-    """The paper's model, and the default model (pair bias, pooling by type) at the same sizes."""
-    settings = {"paper": PaperMGTSettings(), "default": MoEGraphTransformerSettings(**PAPER, dropout=0.0)}
+    """The paper's model, and the default model (pair bias and values, pooling by type) at the same sizes."""
+    settings = {
+        "paper": PaperMGTSettings(),
+        "default": MoEGraphTransformerSettings(**PAPER, pair_values=True, dropout=0.0),
+    }
     models = {name: build_model(chosen, graphs.layout, 1) for name, chosen in settings.items()}
     for model in models.values():
         model.inputs.fit(graphs, torch.ones(len(graphs)))
