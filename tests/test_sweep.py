@@ -271,8 +271,12 @@ def test_page_is_one_file_with_every_classifier(swept: Sweep) -> None:
 
 
 def test_markdown_has_a_row_for_each_classifier(swept: Sweep) -> None:
-    head, rule, first, second = (swept.folder / "sweep.md").read_text(encoding="utf-8").splitlines()
+    overview, *others = (swept.folder / "sweep.md").read_text(encoding="utf-8").split("\n\n")
+    head, rule, first, second = overview.splitlines()
     assert head.count("|") == rule.count("|") == first.count("|") == second.count("|")
+    tables = [text.splitlines() for text in others if text.startswith("|")]
+    assert any("Precision" in table[0] and "F1" in table[0] for table in tables)
+    assert all(len(table) == 4 and len({row.count("|") for row in table}) == 1 for table in tables)
     auc = comparison.load_compared(swept.folder).cell("a", "auc")["value"]
     assert first.startswith(f"| a | {auc:.4f} | ± ")
 

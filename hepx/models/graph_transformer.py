@@ -32,7 +32,8 @@ class TransformerSettings(InputSettings):
     arXiv:2501.03432, all attention must land on another object, whether it matters or not.
     norm: layer norm before each
     sublayer (`pre`, arXiv:2002.04745: no warm-up needed) or after the sum (`post`, as in arXiv:2501.03432). pooling:
-    mean per node type side by side, plain mean, or a class token that looks at the objects (`class`, arXiv:2103.17239).
+    mean per node type side by side (`type`: a plain mean blends what the head must keep apart, such as lepton and
+    b-jets), plain mean, or a class token that looks at the objects (`class`, arXiv:2103.17239).
     """
 
     dim: int = Field(default=64, ge=1)
@@ -66,7 +67,8 @@ class MoEGraphTransformerSettings(TransformerSettings):
     """MGT: X independent experts per layer, K of them used per node.
 
     gates: `top_k` (arXiv:1701.06538) jumps where two experts are exchanged, so path integrals through it are not
-    complete; `margin` fades out before the exchange, `soft` uses all experts at once (see `MixtureOfExperts`).
+    complete; `margin` fades out before the exchange, so that they are; `soft` uses all experts at once, as the mixtures
+    of Jacobs et al. (1991) did (see `MixtureOfExperts`).
     shared_experts: all experts are one network, as in the public code of arXiv:2501.03432: the gates cancel, so what is
     left is a dense network; the control of every claim about experts. learned_noise: the noise of train.router_noise is
     scaled per node and expert by a learned width, and the balance loss `cv2` uses the smooth load (arXiv:1701.06538,

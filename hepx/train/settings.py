@@ -19,8 +19,12 @@ class TrainSettings(Settings):
     every event once and leaves the classes as they are (what public code does that knows no weights).
 
     schedule: after the warm-up half a cosine to zero, or `step`, times `step_factor` every `step_epochs` epochs.
-    balance: `loss_free` moves the expert choice; `switch` and `cv2` are losses times `balance_weight`.
-    router_noise: standard deviation of the noise of the expert choice, drawn per node (1 for a router that scales it).
+    balance: without it a few experts take all nodes and the others learn nothing (arXiv:1701.06538, section 4).
+    `loss_free` moves the choice by steps of `balance_rate` and leaves the gradient to the task (arXiv:2408.15664);
+    `switch` (arXiv:2101.03961) and `cv2` (arXiv:1701.06538) are losses times `balance_weight`. z_weight: of the squared
+    log-sum-exp of the router logits, which keeps them small, so that gates do not saturate (arXiv:2202.08906).
+    router_noise: standard deviation of the noise of the expert choice, drawn per node (1 for a router that scales it):
+    experts that are nearly chosen are tried (arXiv:1701.06538).
     ema: decay per step of a running mean of the weights, which is what is evaluated and kept (0: off; arXiv:1803.05407
     for why a mean of weights is flatter). node_dropout: fraction of the training events in which a random subset of the
     objects is hidden, all subset sizes equally likely: the network then learns what is left to know without them, and
