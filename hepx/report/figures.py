@@ -240,13 +240,27 @@ FIGURES: dict[str, Figure] = {
         ("attention",),
         figures_network.attention,
     ),
+    "carried": Figure(
+        "What the attention carries",
+        "Mean length ‖A<sub>ij</sub> W<sub>o</sub> v<sub>j</sub>‖ of what the object in a row receives from that in a "
+        "column (arXiv:2004.10102): a large weight on an object whose value vector is short carries little.",
+        ("attention",),
+        figures_network.carried,
+    ),
+    "rollout": Figure(
+        "Attention through all layers",
+        "Attention rollout (arXiv:2005.00928): the share that each object of the event (column) would have in the last "
+        "state of that in a row, if attention and the residual path were all that happens. An observation, too.",
+        ("attention",),
+        figures_network.rollout,
+    ),
     "heads": Figure(
         "What the heads do",
         "From left to right, for every head: how evenly it looks (1: at all objects alike); which share of the "
         "variance of its weights is one fixed map, the same in every event (grey: range of the null networks); what "
         "its choice is made of: fixed by the two object types, by type and kinematics, by the kinematics of both, or "
-        "by the pair features; and the change of the AUC when its output is replaced by its mean, with paired "
-        "bootstrap error.",
+        "by the pair features (thin and pale: mean of the null networks); and the change of the AUC when its output "
+        "is replaced by its mean, with paired bootstrap error.",
         ("attention",),
         figures_network.heads,
     ),

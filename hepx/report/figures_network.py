@@ -137,12 +137,59 @@ def _against_null(axes: Axes, table: Table, name: str, label: str) -> None:
         axes.legend(loc="lower left", fontsize=8.5, frameon=True, handlelength=1.2)
 
 
-def _logit_shares(axes: Axes, maps: AttentionMap) -> None:
-    shares = maps.logit_shares.reshape(-1, maps.logit_shares.shape[-1]).clip(0)
-    left = np.zeros(len(shares))
-    for part, color, values in zip(maps.logit_parts, PARTS, shares.T, strict=True):
-        axes.barh(range(len(shares)), values, 0.7, left, color=color, label=part.replace("kinematics", "kin."))
+def _stacked(axes: Axes, shares: Array, shift: float, height: float, labels: list[str], alpha: float = 1.0) -> None:
+    """Shares [L, H, parts] side by side, one line per head."""
+    rows = shares.reshape(-1, shares.shape[-1]).clip(0)
+    left, places = np.zeros(len(rows)), np.arange(len(rows)) + shift
+    for label, color, values in zip(labels, PARTS, rows.T, strict=True):
+        axes.barh(places, values, height, left, color=color, label=label or None, alpha=alpha)
         left = left + values
+
+
+def carried(saved: Saved) -> dict[str, Canvas]:
+    """How much of another object's state each head carries, one figure per layer; processes in rows."""
+    maps = saved.attention
+    assert maps is not None
+    names = [name for i, name in enumerate(maps.sample_names) if maps.num_events[i] > 0]
+    found = {}
+    for layer in range(maps.value_norm.shape[1]):
+        shown = np.stack([maps.value_norm[maps.sample_names.index(name), layer] for name in names])
+        num_heads, num_slots = shown.shape[1:3]
+        cell, norm = 7.9 / (num_heads * (num_slots + 1)), style.positive(shown)
+        figure = style.canvas(style.WIDTH, 0.9 + len(names) * (0.34 * num_slots + 0.3))
+        rows = figure.subplots(len(names), 1, squeeze=False)[:, 0]
+        for axes, values, name in zip(rows, shown, names, strict=True):
+            image = _heads(axes, values, maps.slots, norm, cell, last=axes is rows[-1])
+            axes.set_ylabel(style.sample_label(name), loc="center", fontsize=11, color=style.colors(saved)[name])
+        figure.colorbar(image, ax=rows, pad=0.015, label="Mean length of what is carried")
+        style.stamp(figure, saved, f"Layer {layer + 1}, heads side by side")
+        found[f"layer{layer + 1}"] = figure
+    return found
+
+
+def rollout(saved: Saved) -> dict[str, Canvas]:
+    """Attention through all layers, one panel per process."""
+    maps = saved.attention
+    assert maps is not None
+    names = [name for i, name in enumerate(maps.sample_names) if maps.num_events[i] > 0]
+    shown = np.stack([maps.rollout[maps.sample_names.index(name), -1] for name in names])
+    labels, norm = [style.object_label(slot) for slot in maps.slots], style.positive(shown)
+    figure = style.canvas(style.WIDTH, 1.3 + 0.4 * len(labels))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, values, name in zip(panels, shown, names, strict=True):
+        cell = 7.7 / (len(names) * len(labels))
+        image = style.matrix(axes, values, labels, labels, norm, style.ATTENTION, cell)
+        axes.set_title(style.sample_label(name), color=style.colors(saved)[name])
+        axes.tick_params(axis="x", rotation=0 if cell > 0.3 else 90)
+    figure.colorbar(image, ax=panels, pad=0.015, label="Mean rollout")
+    style.stamp(figure, saved)
+    return {"": figure}
+
+
+def _logit_shares(axes: Axes, maps: AttentionMap) -> None:
+    labels = [part.replace("kinematics", "kin.") for part in maps.logit_parts]
+    _stacked(axes, maps.logit_shares, -0.12, 0.46, labels)
+    _stacked(axes, maps.logit_shares_null.mean(0), 0.27, 0.18, [""] * len(labels), alpha=0.45)
     axes.set_xlim(0, 1.02)
     axes.set_xlabel("Variance of the logit", loc="center")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8.5, frameon=False, handlelength=1)

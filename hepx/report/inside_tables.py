@@ -81,14 +81,16 @@ def heads(saved: Saved) -> Table:
                 *(attention.entropy[layer, head], attention.entropy_error[layer, head], entropy.min(), entropy.max()),
                 *(attention.slot_share[layer, head], share.min(), share.max()),
                 *attention.logit_shares[layer, head],
+                *attention.logit_shares_null[:, layer, head].mean(0),
                 *(change.delta_auc, change.error),
                 *(sink.slot, sink.ratio, sink.share, sink.value_ratio, sink.is_sink, sink.delta_auc, sink.error),
             )
         )
     columns = (
         *("layer", "head", "entropy", "entropy_error", "entropy_null_low", "entropy_null_high", "slot_share"),
-        *("slot_share_null_low", "slot_share_null_high", *parts, "knock_out", "knock_out_error", "column"),
-        *("column_ratio", "column_share", "column_value_ratio", "is_sink", "hidden", "hidden_error"),
+        *("slot_share_null_low", "slot_share_null_high", *parts, *(f"{part}_null" for part in parts)),
+        *("knock_out", "knock_out_error", "column", "column_ratio", "column_share", "column_value_ratio", "is_sink"),
+        *("hidden", "hidden_error"),
     )
     return Table(columns, tuple(rows))
 
