@@ -30,7 +30,7 @@ from hepx.evaluate import SIGNAL
 from hepx.events import find_files
 from hepx.graph import GraphBatch
 from hepx.insides import FILES, NULLS, STABILITY, Inside, describe
-from hepx.models import Model, build_model, flaws
+from hepx.models import Model, build_model, flaws, symmetries
 from hepx.remote import Location, Url, identity
 from hepx.results import Explanation, Provenance, is_result_of
 from hepx.schemas import load_schema
@@ -240,6 +240,7 @@ class Run:
         found = evaluate.evaluate(model, splits, settings.evaluate, settings.seed)
         header = {"model": settings.model.name, "seed": settings.seed, "split": "test"}
         result = {**header, "luminosity": settings.data.luminosity, **found.metrics, "flaws": flaws(model, test)}
+        result["symmetries"] = symmetries(model, test)
         if data.variations:
             nominal = Scored(test, found.scores["score"].to_numpy())
             varied = ((name, data.load("test", name)) for name in data.variations)

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hepx.config import load, parse
 from hepx.graph import NODE_TYPES, GraphBatch, GraphSettings, make_layout
-from hepx.models import Model, build_model, flaws, predict
+from hepx.models import Model, build_model, flaws, predict, symmetries
 from hepx.models.gcn import GCNSettings
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.layers import MixtureOfExperts
@@ -231,7 +231,12 @@ def test_flaws_are_named_and_a_sound_model_has_none(aliased: GraphBatch, toys: G
     assert len(of_text) == 4
     of_keys = flaws(fitted(settings_of("paper", attention_scores="qv"), aliased), aliased)
     assert any("keys that the network learns are never used" in flaw for flaw in of_keys)
+    moved = symmetries(fitted(settings_of("paper"), aliased), aliased)
+    assert min(moved.values()) > 0.01
     model = fitted(MoEGraphTransformerSettings(), toys)
+    moved = symmetries(model, toys)
+    assert moved["rotation"] < 1e-4
+    assert min(moved["phi_mirror"], moved["eta_mirror"]) > 0.01
     state = torch.get_rng_state()
     assert flaws(model, toys) == []
     assert torch.equal(torch.get_rng_state(), state)

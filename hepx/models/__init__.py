@@ -10,14 +10,14 @@ from hepx.config import Settings
 from hepx.graph import Layout
 from hepx.models.base import Model, Output, Trace, batches, log_odds, predict
 from hepx.models.deepsets import DeepSets, DeepSetsSettings
-from hepx.models.flaws import flaws
+from hepx.models.flaws import flaws, symmetries
 from hepx.models.gcn import GCN, GCNSettings
 from hepx.models.graph_transformer import GraphTransformer, GraphTransformerSettings, MoEGraphTransformerSettings
 from hepx.models.mlp import MLP, MLPSettings
 from hepx.models.paper import PaperMGT, PaperMGTSettings
 from hepx.models.particle_transformer import ParticleTransformer, ParticleTransformerSettings
 
-__all__ = ["MODELS", "Model", "Output", "Trace", "batches", "build_model", "flaws", "log_odds", "predict"]
+__all__ = ["MODELS", "Model", "Output", "Trace", "batches", "build_model", "flaws", "log_odds", "predict", "symmetries"]
 
 MODELS: dict[str, tuple[type[Settings], type[Any]]] = {
     "moe_graph_transformer": (MoEGraphTransformerSettings, GraphTransformer),

@@ -12,7 +12,7 @@ from torch.nn import functional
 from hepx.graph import GraphBatch
 from hepx.models.base import Model, predict
 from hepx.models.gcn import GCN
-from hepx.models.inputs import PHI
+from hepx.models.inputs import ETA, PHI
 from hepx.models.layers import MixtureOfExperts, SelfAttention
 from hepx.models.mlp import MLP
 
@@ -137,12 +137,28 @@ def _order(model: Model, graphs: GraphBatch) -> list[str]:
     ]
 
 
+def symmetries(model: Model, graphs: GraphBatch) -> dict[str, float]:
+    """How much the score moves, root mean square over its spread, when an event is turned about the beam by a quarter,
+    and when the signs of all its φ or of all its η are changed. The first is 0 if no input holds an azimuth itself; the
+    others are learned, or trained (train.reflections): collisions look the same in these mirrors, on average."""
+    training, few = model.training, graphs[:MAX_EVENTS].to(next(model.parameters()).device)
+    model.eval()
+    turned = few.x.clone()
+    angle = torch.remainder(turned[..., PHI] + 1.5 * torch.pi, 2 * torch.pi) - torch.pi
+    turned[..., PHI] = torch.where(few.mask, angle, turned[..., PHI])
+    changed = {"rotation": turned}
+    for name, column in (("phi_mirror", PHI), ("eta_mirror", ETA)):
+        signs = torch.ones_like(few.x)
+        signs[..., column] = -1
+        changed[name] = few.x * signs
+    with torch.random.fork_rng(devices=[]):
+        found = {name: _moved(model, few, x, few.mask) for name, x in changed.items()}
+    model.train(training)
+    return found
+
+
 def _azimuth(model: Model, graphs: GraphBatch) -> list[str]:
-    """Turn the event about the beam by a quarter."""
-    x = graphs.x.clone()
-    angle = torch.remainder(x[..., PHI] + 1.5 * torch.pi, 2 * torch.pi) - torch.pi
-    x[..., PHI] = torch.where(graphs.mask, angle, x[..., PHI])
-    moved = _moved(model, graphs, x, graphs.mask)
+    moved = symmetries(model, graphs)["rotation"]
     if moved < MOVED:
         return []
     return [

@@ -61,6 +61,7 @@ def make_report(run: Path) -> Path:
         facts=_facts(saved),
         verdict=_verdict(saved),
         result_problems=_problems(saved),
+        symmetries={name: percent(value) for name, value in saved.metrics.get("symmetries", {}).items()},
         choices=derive.choices(saved.objects, saved.labels) if saved.objects else (),
         moved={name: object_html(curve.moved) for name, curve in saved.responses.items()},
         observable={name: observable_html(curve.observable) for name, curve in saved.responses.items()},
