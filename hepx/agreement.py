@@ -27,6 +27,9 @@ def compare_experts(folders: Sequence[Path]) -> list[Stability]:
     if len(folders) < 2:
         raise ConfigError(f"to compare experts, at least two run folders are needed; got {len(folders)}.")
     runs = [Run.from_config(folder, [], folder.parent) for folder in folders]
+    weights = [folder / "checkpoints" / "best.safetensors" for folder in folders]
+    if len({files.sha256(path) for path in weights if path.exists()}) < sum(path.exists() for path in weights):
+        raise ConfigError("two of the run folders hold the same training; give trainings of different seeds.")
     first, *others = [run.store().load("test") for run in runs]
     for folder, other in zip(folders[1:], others, strict=True):
         if not torch.equal(other.event_id, first.event_id):

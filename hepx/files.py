@@ -6,12 +6,19 @@ import fcntl
 import hashlib
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hepx.errors import ConfigError
+from safetensors import SafetensorError
+
+from hepx.errors import ConfigError, ResultError
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -24,6 +31,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -40,9 +48,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What goes wrong inside with a file that was cut short, by a full disk for example, is a ResultError."""
+    try:
+        yield
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError) as error:
+        raise ResultError(f"'{path}' is damaged ({error}). Delete it and run its stage again.") from error
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file; ResultError if it is broken."""
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -123,7 +123,7 @@ class Trained:
         else:
             found = _mask(np.asarray(events), graphs.event_id.numpy())
         if found.dtype != bool:
-            raise ConfigError(f"events: '{events}' is a number, not a condition; for example score > 0.9")
+            raise ConfigError(f"events: '{events}' is a number, not a condition; for example score > 2.2")
         if not found.any():
             raise DataError(f"none of the {len(graphs)} test events is selected by events={events!r}.")
         return graphs[torch.from_numpy(np.flatnonzero(found))]
@@ -199,6 +199,9 @@ class Trained:
             if other.run.store().layout != graphs.layout:
                 raise ConfigError(f"run '{folder}' has other objects or samples; give one of another seed.")
             refuse_training_events(other.run.folder / "checkpoints", graphs.event_id.numpy())
+            weights = [run.folder / "checkpoints" / "best.safetensors" for run in (other.run, self.run)]
+            if files.sha256(weights[0]) == files.sha256(weights[1]):
+                raise ConfigError(f"'{folder}' holds the same training; give one of another seed.")
             found.append(other)
         return found
 
@@ -259,7 +262,7 @@ class Trained:
     def influence(self, score: str = "tracin", events: Selection = CONFUSED, **options: Any) -> Influence:
         """What a score says of the training events: each alone, and as causes of the scores of some test events.
 
-        run.influence("trak", "score > 0.9 and sample == ttbar", ridge=0.1).to_pandas(). Arguments and errors as in
+        run.influence("trak", "score > 2.2 and sample == ttbar", ridge=0.1).to_pandas(). Arguments and errors as in
         `ask`; nothing is written.
         """
         return self.ask(score, events, **options).answer()
@@ -389,7 +392,10 @@ def _mask(chosen: Array, event_id: Array) -> Array:
         raise ConfigError(f"events: expected an expression, a mask or event numbers, got type {chosen.dtype}.")
     missing = np.setdiff1d(chosen, event_id)
     if len(missing):
-        raise DataError(f"events: {len(missing)} event numbers are not among the test events, e.g. {missing[0]}.")
+        raise DataError(
+            f"events: {len(missing)} event numbers are not among the test events, e.g. {missing[0]}; the number of an "
+            "event is that of its channel times 10¹² plus its eventNumber."
+        )
     return np.isin(event_id, chosen)
 
 

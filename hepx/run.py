@@ -25,7 +25,7 @@ from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, me
 from hepx.attribution.links import observable_links
 from hepx.closure import closure
 from hepx.config import load, parse, write_yaml
-from hepx.errors import ConfigError, DataError, HepxError, ResultError, closest
+from hepx.errors import ConfigError, DataError, HepxError, ResultError, StoppedError, closest
 from hepx.evaluate import SIGNAL
 from hepx.events import find_files
 from hepx.graph import GraphBatch
@@ -52,6 +52,7 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """The stages in order, and what each writes."""
 WAIT = "wait for it, or choose another name=…"
+ASIDE = ".before"  # results that a changed config makes anew, until it is done
 OPTIONAL = (*FILES.values(), NULLS, STABILITY, CLOSURE)  # not every model has attention or experts
 
 
@@ -104,10 +105,41 @@ class Run:
         """Run all stages up to `last`, skipping what is done; ConfigError if another process works in the folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         stages = list(STAGES)
-        with files.locked(self.folder, WAIT):
-            files.write_text(self.folder / "config.yaml", write_yaml(self.settings.dump()))
+        with files.locked(self.folder, WAIT), self._undone_if_refused():
             for stage in stages[: stages.index(last) + 1]:
                 self._once(stage, self.key(stage), getattr(self, f"_{stage}"))
+
+    @contextmanager
+    def _undone_if_refused(self) -> Iterator[None]:
+        """The new config.yaml, and what it makes of the results; if a stage refuses what it asks for, everything is as
+        before (but for converted data: these are converted again, to the same bytes, when they are needed)."""
+        config, noted = self.folder / "config.yaml", self._done()
+        self.key("report")  # it may be refused at once
+        before = config.read_text(encoding="utf-8") if config.exists() else None
+        self._remove(ASIDE)
+        files.write_text(config, write_yaml(self.settings.dump()))
+        try:
+            yield
+        except HepxError as error:
+            if before is not None and not isinstance(error, StoppedError):
+                if self._done().get("convert") != noted.get("convert"):
+                    noted.pop("convert", None)
+                for path in (self.folder / ASIDE).glob("*"):
+                    self._remove(path.name)
+                    path.rename(self.folder / path.name)
+                files.write_json(self.folder / "stages.json", noted)
+                files.write_text(config, before)
+            raise
+        finally:
+            self._remove(ASIDE)
+
+    def _set_aside(self, *names: str) -> None:
+        """Results of an earlier config, until it is sure that this one is not refused."""
+        (self.folder / ASIDE).mkdir(exist_ok=True)
+        for name in names:
+            if (self.folder / name).exists() and not (self.folder / ASIDE / name).exists():
+                (self.folder / name).rename(self.folder / ASIDE / name)
+        self._remove(*names)
 
     def explain_shard(self, shard: Shard) -> None:
         """Do one part of the explanations, while others do theirs; `execute("explain")` puts the parts together.
@@ -413,7 +445,7 @@ class Run:
         return files.read_json(notes) if notes.exists() else {}
 
     def _once(self, stage: str, key: str, work: Callable[[], None]) -> None:
-        """Do a stage if it is not done; what later stages had made of another config is deleted first."""
+        """Do a stage if it is not done; what later stages had made of another config goes first."""
         if self.is_done(stage):
             log.info("%s: done already", stage)
             return
@@ -422,11 +454,14 @@ class Run:
         stages = list(STAGES)
         noted = self._done()
         later = [one for one in stages[stages.index(stage) + 1 :] if noted.get(one, {}).get("key") != self.key(one)]
-        done = {name: note for name, note in self._done().items() if name != stage and name not in later}
+        done = {name: note for name, note in noted.items() if name != stage and name not in later}
         files.write_json(self.folder / "stages.json", done)
-        self._remove(*(name for one in later for name in STAGES[one]))
+        lost = [name for one in later for name in STAGES[one] if (self.folder / name).exists()]
+        if lost:
+            log.warning("made with another config or other files, and so made anew: %s", ", ".join(lost))
+            self._set_aside(*lost)
         if stage in ("evaluate", "report"):
-            self._remove(*STAGES[stage])
+            self._set_aside(*STAGES[stage])
         elif stage == "train":
             self._claim_checkpoints(key)
         if stage != "report":
@@ -445,7 +480,7 @@ class Run:
         """Checkpoints of another config must not be continued: they carry the key of the training they belong to."""
         owner = self.folder / "checkpoints" / "key.txt"
         if owner.exists() and owner.read_text() != key:
-            shutil.rmtree(owner.parent)
+            self._set_aside("checkpoints")
         files.write_text(owner, key)
 
     def provenance(self, method: str, settings: dict[str, Any], variation: str = "") -> Provenance:

@@ -491,5 +491,6 @@ class GraphStore:
         return graphs[torch.from_numpy(found)]
 
     def _shard(self, name: str) -> GraphBatch:
-        with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+        path = self.folder / f"{name}.safetensors"
+        with files.reading(path), safe_open(path, framework="pt") as file:
             return GraphBatch(**{key: file.get_tensor(key) for key in file.keys()}, layout=self.layout)  # noqa: SIM118

@@ -44,7 +44,7 @@ def sweep(
     typer.echo(f"table: {wanted.folder / 'sweep.html'}, sweep.csv, sweep.md")
 
 
-@app.command(epilog="Example:  hepx experts runs/models/moe-1 runs/models/moe-2 runs/models/moe-3")
+@app.command(epilog="Example:  hepx experts runs/models/mgt-1 runs/models/mgt-2 runs/models/mgt-3")
 def experts(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run folders that differ in their seed.")],
 ) -> None:

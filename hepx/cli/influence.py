@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from hepx.cli.base import app, resumable
-from hepx.cli.judging import report_again
+from hepx.cli.judging import in_the_report, report_again
 from hepx.errors import ConfigError, closest
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _influence_run(path: Path, settings: ValidateSettings, output: Path | None, 
         typer.echo(line)
     if output is None:
         report_again(run.folder)
-    typer.echo(f"all numbers: {folder / 'validate.json'}, validate.csv" + ("" if output else ", and in the report"))
+    typer.echo(f"all numbers: {folder / 'validate.json'}, validate.csv" + ("" if output else in_the_report(run.folder)))
 
 
 @influence_app.command(
@@ -263,4 +263,4 @@ def influence_scores(
 
             make_report(run)
     if part is None:
-        typer.echo(f"scores by event number: {folder / 'scores'}, and in the report")
+        typer.echo(f"scores by event number: {folder / 'scores'}{in_the_report(run)}")

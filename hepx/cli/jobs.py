@@ -27,7 +27,7 @@ def submit(
     system: Annotated[str, typer.Argument(metavar="slurm|htcondor", help="The batch system.")],
     verb: Annotated[str, typer.Argument(metavar="VERB", help="What the job does: run, train, explain, convert, …")],
     line: Annotated[list[str], typer.Argument(metavar="ARGUMENTS...", help="What follows the verb, with its options.")],
-    time: Annotated[str, typer.Option("--time", help="Limit per job: minutes, H:M:S or D-H:M:S.")] = "",
+    time: Annotated[str, typer.Option("--time", help="Limit per job: minutes, HH:MM:SS or D-HH:MM:SS.")] = "",
     gpus: Annotated[int, typer.Option("--gpus", help="GPUs per node; more than one train together.")] = 0,
     nodes: Annotated[int, typer.Option("--nodes", help="Machines that train together (Slurm).")] = 1,
     cpus: Annotated[int, typer.Option("--cpus", help="Cores per process; there is one process per GPU.")] = 2,

@@ -36,7 +36,9 @@ def validate(
     ] = None,
     train_events: Annotated[int | None, typer.Option("--train-events", help="Training events per mechanism.")] = None,
     test_events: Annotated[int | None, typer.Option("--test-events", help="Test events per mechanism.")] = None,
-    explained: Annotated[int | None, typer.Option("--explained", help="Events that each method explains.")] = None,
+    explained: Annotated[
+        int | None, typer.Option("--explained", min=1, help="Events that each method explains.")
+    ] = None,
     draws: Annotated[int | None, typer.Option("--draws", help="Replacements per explained event.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Epochs of each training.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of events, labels, networks and replacements.")] = None,
@@ -52,7 +54,8 @@ def validate(
     For a run --method adds a method and --explained says how many events; the other options are for planted truths.
     """
     if what != "planted":
-        if events or overrides or output or mechanism:
+        others = (train_events, test_events, draws, epochs, seed)
+        if events or overrides or output or mechanism or quick or any(value is not None for value in others):
             raise ConfigError("hepx validate RUN takes --method, --explained and --beside only.")
         _validate_run(Path(what), method or [], explained or 200, beside or [])
         return
@@ -89,7 +92,12 @@ def _validate_run(folder: Path, methods: list[str], limit: int, beside: list[Pat
         report_again(folder)
     for line in lines(found):
         typer.echo(line)
-    typer.echo(f"all numbers: {folder / 'validate.json'}, and in the report")
+    typer.echo(f"all numbers: {folder / 'validate.json'}{in_the_report(folder)}")
+
+
+def in_the_report(run: Path) -> str:
+    """Says so, if there is one."""
+    return ", and in the report" if (run / "report.html").exists() else ""
 
 
 def report_again(run: Path) -> None:

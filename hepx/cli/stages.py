@@ -10,7 +10,7 @@ import typer
 from hepx.cli.base import Overrides, Runs, Target, app, carry_out
 
 
-@app.command(epilog="Example:  hepx run configs/quickstart.yaml train.epochs=5")
+@app.command(epilog="Example:  hepx run configs/quickstart.yaml name=short train.epochs=5")
 def run(target: Target, overrides: Overrides = None, runs: Runs = Path("runs")) -> None:
     """Convert, train, evaluate, explain and report; what is done already is skipped."""
     from hepx.report import summary_lines

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hepx import expression, kinematics
 from hepx.collection import Collection
-from hepx.errors import DataError
+from hepx.errors import ConfigError, DataError
 from hepx.events.columns import Float64, Resolved
 from hepx.events.objects import read_objects
 from hepx.events.schema import Schema
@@ -212,7 +212,10 @@ def select(batch: EventBatch, selection: str | None) -> tuple[EventBatch, list[C
 
 
 def _passes(text: str, observables: dict[str, Float64], num_events: int) -> npt.NDArray[np.bool_]:
-    return np.broadcast_to(np.asarray(expression.evaluate(text, observables), dtype=bool), num_events)
+    found = np.asarray(expression.evaluate(text, observables))
+    if found.dtype != bool:
+        raise ConfigError(f"data.select: '{text}' is a number, not a condition; for example {text} > 0")
+    return np.broadcast_to(found, num_events)
 
 
 def _cut(name: str, weight: Float64) -> Cut:

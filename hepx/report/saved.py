@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,7 +225,7 @@ def _optional(path: Path, read: Callable[[Path], T]) -> T | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(files.read_json(path))
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ResultError(f"'{path}' is not a JSON object ({error}). Delete it and run its stage again.") from error
 
 

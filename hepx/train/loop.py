@@ -378,4 +378,6 @@ def load_weights(model: Model, folder: Path) -> None:
     path = folder / "best.safetensors"
     if not path.exists():
         raise ResultError(f"'{folder}' holds no trained weights (best.safetensors). Run `hepx train` first.")
-    model.load_state_dict(load_file(path))
+    with files.reading(path):
+        weights = load_file(path)
+    model.load_state_dict(weights)
