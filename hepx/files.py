@@ -58,9 +58,8 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; ResultError if it is broken."""
-    with reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -442,7 +442,10 @@ class Run:
 
     def _done(self) -> dict[str, Any]:
         notes = self.folder / "stages.json"
-        return files.read_json(notes) if notes.exists() else {}
+        if not notes.exists():
+            return {}
+        with files.reading(notes):
+            return dict(files.read_json(notes))
 
     def _once(self, stage: str, key: str, work: Callable[[], None]) -> None:
         """Do a stage if it is not done; what later stages had made of another config goes first."""

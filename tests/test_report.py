@@ -872,7 +872,7 @@ def test_missing_run_folder(tmp_path: Path) -> None:
 
 def test_broken_json_is_named(bare: Path) -> None:
     (bare / "metrics.json").write_text("{")
-    with pytest.raises(ResultError, match=r"metrics\.json' is damaged"):
+    with pytest.raises(ResultError, match=r"metrics\.json' is not a JSON object"):
         report.make_report(bare)
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from typer.testing import CliRunner
 from hepx import metrics
 from hepx.cli import app, main
 from hepx.config import load, parse, write_yaml
-from hepx.errors import HepxError
+from hepx.errors import HepxError, ResultError
 from hepx.results import Explanation
 from hepx.results_network import AttentionMap, ExpertReport
 from hepx.run import Run, RunSettings
 from hepx.schemas import load_schema
+from hepx.train import load_weights
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "quickstart.yaml"
@@ -178,6 +180,20 @@ def test_a_change_that_is_refused_loses_nothing(small: Path, runs: Path) -> None
     again = inside.invoke(app, ["evaluate", str(copy)])
     assert again.exit_code == 0, again.exception
     assert [path for path, content in before.items() if not path.exists() or path.read_bytes() != content] == []
+
+
+def test_a_damaged_file_is_named(small: Path, tmp_path: Path) -> None:
+    """Cut short, as by a full disk: a sentence, not a traceback."""
+    model = Run.from_config(small, [], small.parent).model(trained=False)
+    reads: dict[str, Callable[[Path], object]] = {
+        "explain/shapley.npz": Explanation.load,
+        "checkpoints/best.safetensors": lambda path: load_weights(model, path.parent),
+    }
+    for name, read in reads.items():
+        path = tmp_path / Path(name).name
+        path.write_bytes((small / name).read_bytes()[:2000])
+        with pytest.raises(ResultError, match=rf"{path.name}' is damaged"):
+            read(path)
 
 
 def test_same_seed_twice_gives_identical_metrics(small: Path, runs: Path) -> None:
