@@ -366,7 +366,7 @@ def load_npz(cls: Any, path: Path) -> Any:
     """Inverse of `save_npz`; lists come back as tuples, rows of a table as dictionaries."""
     if not path.exists():
         raise ResultError(f"there is no result '{path}'. Run the stage that writes it (`hepx explain RUN`).")
-    with files.reading(path), np.load(path, allow_pickle=False) as file:
+    with files.reading(path), path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         meta = json.loads(str(file["meta"]))
         if meta.get("type") != cls.__name__:
             raise ResultError(f"'{path}' holds a {meta.get('type')}; expected {cls.__name__}.")
@@ -386,7 +386,7 @@ def load_event_result(path: Path) -> EventResult:
 
 def kind_of(path: Path) -> str:
     """Name of the class of a saved .npz result; empty if it is none."""
-    with files.reading(path), np.load(path, allow_pickle=False) as file:
+    with files.reading(path), path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return str(json.loads(str(file["meta"])).get("type")) if "meta" in file.files else ""
 
 
@@ -394,7 +394,7 @@ def read_provenance(path: Path) -> Provenance:
     """Where a saved .npz or .json result comes from, without loading its arrays."""
     if path.suffix == ".json":
         return Provenance(**files.read_json(path)["provenance"])
-    with files.reading(path), np.load(path, allow_pickle=False) as file:
+    with files.reading(path), path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         return Provenance(**json.loads(str(file["meta"]))["provenance"])
 
 
