@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,44 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(folder: Path, *names: str) -> None:
+    """Delete files and folders of a folder; what is not there is passed over."""
+    for path in (folder / name for name in names):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+class Aside:
+    """Files and folders of a folder, moved to `.before` in it until it is known whether they are wanted again. What a
+    killed process left there is deleted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.place = folder, folder / ".before"
+        self.drop()
+
+    def put(self, *names: str) -> None:
+        """Out of the way; of two things of one name the first is kept."""
+        self.place.mkdir(exist_ok=True)
+        for name in names:
+            if (self.folder / name).exists() and not (self.place / name).exists():
+                (self.folder / name).rename(self.place / name)
+        remove(self.folder, *names)
+
+    def restore(self) -> set[str]:
+        """Back to where they were, instead of what is there now; returns their names."""
+        names = {path.name for path in self.place.glob("*")}
+        remove(self.folder, *names)
+        for name in names:
+            (self.place / name).rename(self.folder / name)
+        return names
+
+    def drop(self) -> None:
+        """Delete them."""
+        remove(self.folder, self.place.name)
 
 
 def write_text(path: Path, text: str) -> None:

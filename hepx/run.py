@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +51,6 @@ STAGES: dict[str, tuple[str, ...]] = {
 }
 """The stages in order, and what each writes."""
 WAIT = "wait for it, or choose another name=…"
-ASIDE = ".before"  # results that a changed config makes anew, until it is done
 OPTIONAL = (*FILES.values(), NULLS, STABILITY, CLOSURE)  # not every model has attention or experts
 
 
@@ -61,7 +59,7 @@ class Run:
 
     A stage is done when `stages.json` holds its key, a digest of its settings and of the key of the stage before it,
     and what it writes is there. A changed config therefore repeats exactly the stages it concerns; what the stages
-    after it had written is deleted first, so that no result is taken for one of the new config.
+    after it had written goes first, so that no result is taken for one of the new config.
     """
 
     def __init__(self, folder: Path, settings: RunSettings) -> None:
@@ -69,6 +67,8 @@ class Run:
         self.execution, self.ranks = Execution(), Ranks()
         self._called = False  # the other processes of a training
         self._answers: dict[Url, list[Any]] = {}
+        self._aside: files.Aside | None = None
+        self._begun: set[str] = set()  # stages
 
     @classmethod
     def from_config(cls, path: Path, overrides: list[str], root: Path, methods: Sequence[str] = ()) -> Self:
@@ -111,35 +111,38 @@ class Run:
 
     @contextmanager
     def _undone_if_refused(self) -> Iterator[None]:
-        """The new config.yaml, and what it makes of the results; if a stage refuses what it asks for, everything is as
-        before (but for converted data: these are converted again, to the same bytes, when they are needed)."""
-        config, noted = self.folder / "config.yaml", self._done()
+        """config.yaml of this run; if a stage fails before any but the conversion is done anew, what was there before
+        comes back with its config. What a stage has finished is never taken back."""
+        config = self.folder / "config.yaml"
         self.key("report")  # it may be refused at once
-        before = config.read_text(encoding="utf-8") if config.exists() else None
-        self._remove(ASIDE)
+        before, noted = config.read_text(encoding="utf-8") if config.exists() else None, self._done()
+        self._aside, self._begun = files.Aside(self.folder), set()
         files.write_text(config, write_yaml(self.settings.dump()))
         try:
             yield
-        except HepxError as error:
-            if before is not None and not isinstance(error, StoppedError):
-                if self._done().get("convert") != noted.get("convert"):
-                    noted.pop("convert", None)
-                for path in (self.folder / ASIDE).glob("*"):
-                    self._remove(path.name)
-                    path.rename(self.folder / path.name)
-                files.write_json(self.folder / "stages.json", noted)
+        except Exception as error:
+            if self._aside and before is not None and not isinstance(error, StoppedError):
+                back = self._aside.restore()
+                whole = {stage for stage, written in STAGES.items() if stage not in self._begun or written[0] in back}
+                kept = {stage: note for stage, note in noted.items() if stage in whole}
+                files.write_json(self.folder / "stages.json", kept)
                 files.write_text(config, before)
             raise
         finally:
-            self._remove(ASIDE)
+            self._keep()
+
+    def _keep(self) -> None:
+        """Results of the config before are not wanted any more."""
+        if self._aside:
+            self._aside.drop()
+        self._aside = None
 
     def _set_aside(self, *names: str) -> None:
-        """Results of an earlier config, until it is sure that this one is not refused."""
-        (self.folder / ASIDE).mkdir(exist_ok=True)
-        for name in names:
-            if (self.folder / name).exists() and not (self.folder / ASIDE / name).exists():
-                (self.folder / name).rename(self.folder / ASIDE / name)
-        self._remove(*names)
+        """Results that are made anew: until that is sure, where a stage that fails can have them back."""
+        if self._aside:
+            self._aside.put(*names)
+        else:
+            files.remove(self.folder, *names)
 
     def explain_shard(self, shard: Shard) -> None:
         """Do one part of the explanations, while others do theirs; `execute("explain")` puts the parts together.
@@ -333,7 +336,7 @@ class Run:
         folder = self.folder / "explain"
         folder.mkdir(exist_ok=True)
         wanted = {f"{method.result}.npz" for method in self.settings.explain}
-        self._remove(*(f"explain/{path.name}" for path in folder.iterdir() if path.name not in wanted))
+        files.remove(self.folder, *(f"explain/{path.name}" for path in folder.iterdir() if path.name not in wanted))
         if (folder / "shapley.npz").exists():
             explanation = Explanation.load(folder / "shapley.npz")
             links = [asdict(link) for link in observable_links(explanation, self.settings.seed)]
@@ -382,14 +385,6 @@ class Run:
         from hepx import report  # matplotlib is slow to import
 
         report.make_report(self.folder)
-
-    def _remove(self, *names: str) -> None:
-        """Delete results of an earlier config."""
-        for path in (self.folder / name for name in names):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif not path.is_dir():
-                path.unlink(missing_ok=True)
 
     def key(self, stage: str) -> str:
         """Digest of everything that a stage and those before it depend on."""
@@ -459,6 +454,7 @@ class Run:
         later = [one for one in stages[stages.index(stage) + 1 :] if noted.get(one, {}).get("key") != self.key(one)]
         done = {name: note for name, note in noted.items() if name != stage and name not in later}
         files.write_json(self.folder / "stages.json", done)
+        self._begun.add(stage)
         lost = [name for one in later for name in STAGES[one] if (self.folder / name).exists()]
         if lost:
             log.warning("made with another config or other files, and so made anew: %s", ", ".join(lost))
@@ -470,6 +466,8 @@ class Run:
         if stage != "report":
             files.write_json(self.folder / "provenance.json", self._versions())
         work()
+        if stage != "convert":
+            self._keep()
         done[stage] = {"key": key, "seconds": round(time.monotonic() - start, 2), "time": _now()}
         if stage == "convert":
             done[stage]["inputs"] = self._inputs()
@@ -483,7 +481,7 @@ class Run:
         """Checkpoints of another config must not be continued: they carry the key of the training they belong to."""
         owner = self.folder / "checkpoints" / "key.txt"
         if owner.exists() and owner.read_text() != key:
-            self._set_aside("checkpoints")
+            self._set_aside(*STAGES["train"])
         files.write_text(owner, key)
 
     def provenance(self, method: str, settings: dict[str, Any], variation: str = "") -> Provenance:

@@ -38,8 +38,8 @@ from hepx.graph import GraphBatch, GraphSettings, NodeSettings, make_layout
 from hepx.models import MODELS, Model, Output, build_model, log_odds
 from hepx.models.base import empty_trace
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
-from hepx.models.inputs import Inputs
-from hepx.planted import MECHANISMS, Mechanism, plant, toy_graphs, turned
+from hepx.models.inputs import Inputs, turned
+from hepx.planted import MECHANISMS, Mechanism, plant, toy_graphs
 from hepx.results import Explanation, Provenance
 from hepx.train import TrainSettings, fit
 

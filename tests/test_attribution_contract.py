@@ -16,7 +16,7 @@ from hepx.errors import ResultError
 from hepx.graph import RAW_FEATURES, GraphBatch
 from hepx.models import Model, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
-from hepx.planted import turned
+from hepx.models.inputs import turned
 from hepx.results import EventTable, Explanation, Provenance, ResponseCurve, Result
 
 PLAYERS = {"b": ["bjet.pt", "bjet.eta", "bjet.phi"], "met": ["met"], "lepton": ["lepton.pt"]}

@@ -17,10 +17,9 @@ from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch, GraphSettings, NodeSet
 from hepx.models import MODELS, Model, build_model, predict
 from hepx.models.gcn import GCNSettings
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
-from hepx.models.inputs import Inputs, pair_kinematics
+from hepx.models.inputs import Inputs, pair_kinematics, turned
 from hepx.models.layers import GROUPED_FROM, MixtureOfExperts, masked_softmax
 from hepx.models.paper import PaperMGTSettings
-from hepx.planted import turned
 
 TOLERANCE = 2e-5  # float32: a few thousand roundings of relative size 6e-8 on logits of order one
 

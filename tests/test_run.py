@@ -170,7 +170,7 @@ def test_a_change_that_is_refused_loses_nothing(small: Path, runs: Path) -> None
         ["data.samples.signal.files=data/none.root"],
         ["data.select=n_lepton == 7"],
         ["evaluate.points=[mass]"],
-        ["data.select=met > 200", "evaluate.points=[mass]"],
+        ["data.select=met > 200", "model.features=[log_ptt]"],
         ["--from", str(runs / "none")],
     ):
         refused = inside.invoke(app, ["train" if "--from" in change else "evaluate", str(copy), *change])
@@ -180,6 +180,25 @@ def test_a_change_that_is_refused_loses_nothing(small: Path, runs: Path) -> None
     again = inside.invoke(app, ["evaluate", str(copy)])
     assert again.exit_code == 0, again.exception
     assert [path for path, content in before.items() if not path.exists() or path.read_bytes() != content] == []
+
+
+def test_what_is_finished_is_not_taken_back(small: Path, runs: Path) -> None:
+    """A training with other settings ends well and an explanation after it is refused: the training stays."""
+    copy, inside = shutil.copytree(small, runs / "finished"), CliRunner()
+    change = ["train.epochs=1", "explain.1.steps=2", "explain.1.max_completeness_error=1e-6"]
+    refused = inside.invoke(app, ["explain", str(copy), *change])
+    assert isinstance(refused.exception, ResultError)
+    assert load(copy / "config.yaml")["train"]["epochs"] == 1
+    assert len((copy / "history.csv").read_text().splitlines()) == 2  # head, one epoch
+    assert (copy / "metrics.json").read_bytes() != (small / "metrics.json").read_bytes()
+    assert not (copy / ".before").exists()
+    other = shutil.copytree(small, runs / "other")
+    draws = Explanation.load(other / "explain" / "shapley.npz").provenance.settings["draws"]
+    changed = inside.invoke(app, ["explain", str(other), "explain.0.draws=5", *change[1:]])
+    assert isinstance(changed.exception, ResultError)
+    again = inside.invoke(app, ["explain", str(other)])
+    assert again.exit_code == 0, again.exception
+    assert Explanation.load(other / "explain" / "shapley.npz").provenance.settings["draws"] == draws
 
 
 def test_a_damaged_file_is_named(small: Path, tmp_path: Path) -> None:

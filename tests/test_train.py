@@ -15,7 +15,7 @@ from hepx.errors import DataError, ResultError
 from hepx.graph import GraphBatch
 from hepx.models import MODELS, Model, Trace, build_model, predict
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
-from hepx.models.inputs import ETA, PHI, pair_kinematics
+from hepx.models.inputs import ETA, PHI, pair_kinematics, reflect
 from hepx.models.layers import MixtureOfExperts
 from hepx.planted import MECHANISMS, plant, toy_graphs
 from hepx.train import (
@@ -25,7 +25,6 @@ from hepx.train import (
     fit,
     hide_objects,
     load_weights,
-    reflect,
     training_weights,
     update_selection_bias,
     z_loss,

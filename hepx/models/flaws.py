@@ -12,7 +12,7 @@ from torch.nn import functional
 from hepx.graph import GraphBatch
 from hepx.models.base import Model, predict
 from hepx.models.gcn import GCN
-from hepx.models.inputs import ETA, PHI
+from hepx.models.inputs import reflect, turned
 from hepx.models.layers import MixtureOfExperts, SelfAttention
 from hepx.models.mlp import MLP
 
@@ -21,6 +21,7 @@ COUPLED = (
 )
 MOVED = 1e-3  # of the spread of the scores; rounding stays far below
 MAX_EVENTS = 512
+MIRRORS = {"phi_mirror": (1.0, 0.0), "eta_mirror": (0.0, 1.0)}  # as `reflect` is told: 0 changes the signs of η, of φ
 
 
 def flaws(model: Model, graphs: GraphBatch) -> list[str]:
@@ -143,14 +144,8 @@ def symmetries(model: Model, graphs: GraphBatch) -> dict[str, float]:
     others are learned, or trained (train.reflections): collisions look the same in these mirrors, on average."""
     training, few = model.training, graphs[:MAX_EVENTS].to(next(model.parameters()).device)
     model.eval()
-    turned = few.x.clone()
-    angle = torch.remainder(turned[..., PHI] + 1.5 * torch.pi, 2 * torch.pi) - torch.pi
-    turned[..., PHI] = torch.where(few.mask, angle, turned[..., PHI])
-    changed = {"rotation": turned}
-    for name, column in (("phi_mirror", PHI), ("eta_mirror", ETA)):
-        signs = torch.ones_like(few.x)
-        signs[..., column] = -1
-        changed[name] = few.x * signs
+    mirrors = {name: few.x.new_tensor(which).expand(len(few), 2) for name, which in MIRRORS.items()}
+    changed = {"rotation": turned(few, torch.pi / 2).x, **{name: reflect(few.x, u) for name, u in mirrors.items()}}
     with torch.random.fork_rng(devices=[]):
         found = {name: _moved(model, few, x, few.mask) for name, x in changed.items()}
     model.train(training)
@@ -158,7 +153,7 @@ def symmetries(model: Model, graphs: GraphBatch) -> dict[str, float]:
 
 
 def _azimuth(model: Model, graphs: GraphBatch) -> list[str]:
-    moved = symmetries(model, graphs)["rotation"]
+    moved = _moved(model, graphs, turned(graphs, torch.pi / 2).x, graphs.mask)
     if moved < MOVED:
         return []
     return [

@@ -8,7 +8,7 @@ for an absent object.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -112,6 +112,25 @@ PAIR_FEATURES: dict[str, Callable[[PairKinematics], Tensor]] = {
 }
 """Pair inputs a config can choose: those of arXiv:2202.03772 (eq. 3), and the two transverse masses that searches for
 Wh cut on."""
+
+
+def turned(graphs: GraphBatch, angle: float) -> GraphBatch:
+    """The same events rotated about the beam by an angle (rad): nothing physical changes."""
+    x = graphs.x.clone()
+    x[..., PHI] = torch.where(
+        graphs.mask, torch.remainder(x[..., PHI] + angle + torch.pi, 2 * torch.pi) - torch.pi, 0.0
+    )
+    return replace(graphs, x=torch.where((x[..., PT] > 0)[..., None], x, graphs.x))
+
+
+def reflect(x: Float[Tensor, "B N F"], uniform: Float[Tensor, "B 2"]) -> Float[Tensor, "B N F"]:
+    """The events with the sign of all η, and that of all φ, changed in half of them each.
+
+    `uniform` are independent numbers from [0, 1).
+    """
+    signs = torch.ones(len(x), x.shape[2], dtype=x.dtype, device=x.device)
+    signs[:, [ETA, PHI]] = torch.where(uniform < 0.5, -1, 1).to(x.dtype)
+    return x * signs[:, None]
 
 
 class Inputs(nn.Module):

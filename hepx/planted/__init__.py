@@ -8,7 +8,7 @@ whose labels are replaced ("label planting"). `hepx.planted.suite` trains and ju
 
 from __future__ import annotations
 
-from hepx.planted.events import plant, toy_graphs, turned
+from hepx.planted.events import plant, toy_graphs
 from hepx.planted.mechanisms import MECHANISMS, Mechanism, pair_mass
 
-__all__ = ["MECHANISMS", "Mechanism", "pair_mass", "plant", "toy_graphs", "turned"]
+__all__ = ["MECHANISMS", "Mechanism", "pair_mass", "plant", "toy_graphs"]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from hepx.graph import DEFINED, NODE_TYPES, RAW_FEATURES, GraphBatch, GraphSettings, make_layout
-from hepx.models.inputs import PHI, PT
 from hepx.planted.mechanisms import Mechanism, pair_mass
 
 
@@ -67,12 +66,3 @@ def plant(graphs: GraphBatch, mechanism: Mechanism, seed: int, shuffled: bool = 
         y = y[torch.randperm(len(y), generator=generator)]
     planted = replace(graphs, y=y)
     return planted if mechanism.leak is None else mechanism.leak(planted, generator)
-
-
-def turned(graphs: GraphBatch, angle: float) -> GraphBatch:
-    """The same events rotated about the beam by an angle (rad): nothing physical changes."""
-    x = graphs.x.clone()
-    x[..., PHI] = torch.where(
-        graphs.mask, torch.remainder(x[..., PHI] + angle + torch.pi, 2 * torch.pi) - torch.pi, 0.0
-    )
-    return replace(graphs, x=torch.where((x[..., PT] > 0)[..., None], x, graphs.x))

@@ -28,6 +28,7 @@ from hepx import files, metrics, signals
 from hepx.errors import ConfigError, ResultError
 from hepx.graph import GraphBatch
 from hepx.models import Model, Output, Trace, predict
+from hepx.models.inputs import reflect
 from hepx.models.layers import MixtureOfExperts
 from hepx.progress import Advance, progress
 from hepx.train.events import Batch, Events, Feed, InMemory, at_most, parts
@@ -38,7 +39,6 @@ from hepx.train.losses import (
     class_scale,
     hide_objects,
     loss_weights,
-    reflect,
     training_weights,
     update_selection_bias,
     z_loss,

@@ -15,7 +15,6 @@ from torch import Tensor
 from hepx.errors import DataError
 from hepx.graph import GraphBatch
 from hepx.models import Model, Trace
-from hepx.models.inputs import ETA, PHI
 from hepx.models.layers import MixtureOfExperts
 
 Weights = Literal["physics", "sign", "none"]
@@ -114,13 +113,3 @@ def hide_objects(mask: Bool[Tensor, "B N"], fraction: float, uniform: Float[Tens
     """
     affected, keep = uniform[:, :1] < fraction, uniform[:, 1:2]
     return mask & ~(affected & (uniform[:, 2:] > keep))
-
-
-def reflect(x: Float[Tensor, "B N F"], uniform: Float[Tensor, "B 2"]) -> Float[Tensor, "B N F"]:
-    """The events with the sign of all η, and that of all φ, changed in half of them each.
-
-    `uniform` are independent numbers from [0, 1).
-    """
-    signs = torch.ones(len(x), x.shape[2], dtype=x.dtype, device=x.device)
-    signs[:, [ETA, PHI]] = torch.where(uniform < 0.5, -1, 1).to(x.dtype)
-    return x * signs[:, None]
