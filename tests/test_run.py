@@ -38,6 +38,7 @@ CONFIG = ROOT / "configs" / "quickstart.yaml"
 LOGS = ("log.txt", "stages.json", "provenance.json", ".lock")
 SMALL = [
     "name=small",
+    "data.select=met > 200",
     "train.epochs=2",
     "model.dim=16",
     "model.expert_dim=8",
@@ -170,7 +171,7 @@ def test_a_change_that_is_refused_loses_nothing(small: Path, runs: Path) -> None
         ["data.samples.signal.files=data/none.root"],
         ["data.select=n_lepton == 7"],
         ["evaluate.points=[mass]"],
-        ["data.select=met > 200", "model.features=[log_ptt]"],
+        ["data.select=met > 250", "model.features=[log_ptt]"],
         ["--from", str(runs / "none")],
     ):
         refused = inside.invoke(app, ["train" if "--from" in change else "evaluate", str(copy), *change])
