@@ -15,10 +15,12 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -34,7 +36,7 @@ NEEDED = {"https": "aiohttp", "http": "aiohttp", "root": "fsspec_xrootd"}  # wha
 TIMEOUT = 20.0  # seconds without a sign of the server
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
-HEAD = 8  # first bytes of a file, which tell its kind
+HEAD = 100  # first bytes of a file: its kind, and the header of a ROOT file with its UUID
 
 
 class TransferError(DataError):
@@ -127,12 +129,66 @@ def locate(text: str, root: Path = Path()) -> Location:
 
 
 def identity(location: Location) -> list[Any]:
-    """What changes when a file changes: its name, size, and time of the last change or version."""
+    """What changes when a file changes: its name, size, and the UUID that ROOT gives to every file it writes, so that a
+    copy or a new time stamp changes nothing. Without a UUID: the version that a server tells, or the time stamp."""
     if isinstance(location, Url):
         found = probe(location)
-        return [str(location), found.size, found.version]
+        return [str(location), found.size, uuid_of(found.head) or found.version]
     stat = location.stat()
-    return [str(location), stat.st_size, stat.st_mtime_ns]
+    return [str(location), stat.st_size, _local_version(location, stat.st_size, stat.st_mtime_ns)]
+
+
+@cache
+def _local_version(path: Path, size: int, time_ns: int) -> str:
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:  # it is opened again for its events, and what is wrong is said then
+        head = b""
+    return uuid_of(head) or f"time {time_ns}"
+
+
+def uuid_of(head: bytes) -> str:
+    """UUID of a ROOT file from its first bytes, as text; empty for another file, and for one without.
+
+    Source: TFile::WriteHeader of ROOT; in a file above 2 GB (version from 1 000 000) three positions are twice as long.
+    """
+    if len(head) < HEAD or not head.startswith(b"root"):
+        return ""
+    start = 59 if int.from_bytes(head[4:8], "big") >= 1_000_000 else 47
+    found = uuid.UUID(bytes=head[start : start + 16])
+    return f"uuid {found}" if found.int else ""
+
+
+def identity_if_any(location: Location) -> list[Any]:
+    """The identity of a file that may be unreadable: of one that its server does not give, that alone."""
+    try:
+        return identity(location)
+    except TransferError:
+        raise
+    except DataError:
+        return [str(location), 0, "unreadable"]
+
+
+def differences(before: Iterable[list[Any]], after: Iterable[list[Any]]) -> list[str]:
+    """What changed between two lists of identities, a phrase for each file.
+
+    >>> differences([["a.root", 1, "uuid x"], ["b.root", 2, ""]], [["a.root", 3, "uuid z"], ["c.root", 2, ""]])
+    ['a.root: size 1 -> 3 bytes, uuid x -> uuid z', 'b.root: not among them any more', 'c.root: new']
+    """
+    old, new = ({name: rest for name, *rest in one} for one in (before, after))
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        if name not in new:
+            found.append(f"{name}: not among them any more")
+        elif name not in old:
+            found.append(f"{name}: new")
+        elif old[name] != new[name]:
+            sizes, versions = zip(old[name], new[name], strict=True)
+            parts = [f"size {sizes[0]} -> {sizes[1]} bytes"] if sizes[0] != sizes[1] else []
+            parts += [f"{versions[0]} -> {versions[1]}"] if versions[0] != versions[1] else []
+            found.append(f"{name}: {', '.join(parts)}")
+    return found
 
 
 def size(location: Location) -> int:

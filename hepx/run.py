@@ -30,7 +30,7 @@ from hepx.events import find_files
 from hepx.graph import GraphBatch
 from hepx.insides import FILES, NULLS, STABILITY, Inside, describe
 from hepx.models import Model, build_model, flaws, symmetries
-from hepx.remote import Location, Url, identity
+from hepx.remote import Location, Url, differences, identity, identity_if_any
 from hepx.results import Explanation, Provenance, is_result_of
 from hepx.schemas import load_schema
 from hepx.settings import RunSettings
@@ -152,6 +152,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.locked(self.folder, WAIT, shared=True):
             if self._done().get("evaluate", {}).get("key") != self.key("evaluate") or self._saved() != self.settings:
+                self._say_what_is_new()
                 raise ConfigError(
                     f"'{self.folder}' is not evaluated with this config, so its explanation cannot be shared out. "
                     f"First: hepx explain {self.folder} --prepare, with the changes to the config; then the shards, "
@@ -257,6 +258,7 @@ class Run:
         if begun and not (owner.parent / "last.pt").exists():
             log.info("--resume: '%s' has no checkpoint yet; its training starts from the beginning", self.folder)
         if not begun and self._done().get("train", {}).get("key") != key:
+            self._say_what_is_new()
             raise ConfigError(
                 f"--resume: '{self.folder}' holds no checkpoint of a training with these settings. "
                 "Without --resume it starts from the beginning."
@@ -416,24 +418,32 @@ class Run:
         return files.digest([parts[name] for name in stages[: stages.index(stage) + 1]] + ([found] if found else []))
 
     def _inputs(self) -> list[list[Any]]:
-        """Size and time of the input files: a changed file is converted again. A run folder that was moved away from
+        """Size and UUID of the input files: a changed file is converted again. A run folder that was moved away from
         its files, or that cannot reach them, goes on with what was converted."""
         try:
             samples = self.settings.data.samples
             found = [path for name, sample in samples.items() for path in find_files(name, sample)]
-            return [self._identity(path) for path in found]
+            left_out = store.skipped(self.folder / "dataset")
+            return [self._identity(path, self.execution.skip_bad_files or str(path) in left_out) for path in found]
         except DataError:
             if "convert" not in self._done():
                 raise
             return self._done()["convert"]["inputs"]
 
-    def _identity(self, file: Location) -> list[Any]:
+    def _identity(self, file: Location, may_be_bad: bool) -> list[Any]:
         """A server is asked about its file once per run, not once per stage."""
+        ask = identity_if_any if may_be_bad else identity
         if not isinstance(file, Url):
-            return identity(file)
+            return ask(file)
         if file not in self._answers:
-            self._answers[file] = identity(file)
+            self._answers[file] = ask(file)
         return self._answers[file]
+
+    def _say_what_is_new(self) -> None:
+        """Which input files are others than those that were converted, and how."""
+        changed = differences(self._done().get("convert", {}).get("inputs", self._inputs()), self._inputs())
+        if changed:
+            log.warning("input files changed since they were converted: %s", "; ".join(changed))
 
     def _done(self) -> dict[str, Any]:
         notes = self.folder / "stages.json"
@@ -446,8 +456,13 @@ class Run:
         """Do a stage if it is not done; what later stages had made of another config goes first."""
         if self.is_done(stage):
             log.info("%s: done already", stage)
+            left_out = store.skipped(self.folder / "dataset") if stage == "convert" else {}
+            if left_out:
+                log.warning("left out, because they could not be read (--skip-bad-files): %s", ", ".join(left_out))
             return
         log.info("%s …", stage)
+        if stage == "convert":
+            self._say_what_is_new()
         start = time.monotonic()
         stages = list(STAGES)
         noted = self._done()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from hepx.graph import GraphBatch, GraphSettings, Layout, build_graphs, concaten
 from hepx.order import BLOCK, shuffled_blocks
 from hepx.progress import progress, track
 from hepx.random import scramble, unit
-from hepx.remote import Location, TransferError, locate
+from hepx.remote import Location, TransferError, identity_if_any, locate
 from hepx.schemas import load_schema
 from hepx.workers import THIS_PROCESS, Execution, outcomes
 
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 FORMAT = 3
+SKIPPED = "skipped.json"
 IDS_AT_ONCE = 20_000_000  # event ids compared in one pass (160 MB)
 
 Int64 = npt.NDArray[np.int64]
@@ -103,21 +104,24 @@ def convert(
     """ROOT files -> shards in `folder`. Finished shards are kept; `dataset.json` is written last.
 
     `split` replaces data.split. Raises DataError if a file is wrong, a sample has no event left after the selection, or
-    an event occurs twice.
+    an event occurs twice. A bad file that was left out once (`execution.skip_bad_files`) is left out again without
+    being asked for, until it changes.
     """
     schema = load_schema(data.schema_name)
     labels = [sample.label for sample in data.samples.values()]
     layout = make_layout(graph, list(data.samples), labels, events.extra_observables(schema, data))
     job = Job(data, graph, schema, layout, Path.cwd(), folder.absolute())
-    inputs = _inspect(job, execution.skip_bad_files)
+    may_skip = _skipping(job, execution)
+    inputs = _inspect(job, may_skip)
     _refuse_same_file(inputs)
     tasks = _plan(job, inputs)
     if not all(_is_finished(folder, task) for task in tasks):
         (folder / "dataset.json").unlink(missing_ok=True)  # before a shard that it names is replaced
-    parts, problems = _carry_out(job, tasks, execution)
+    parts, problems = _carry_out(job, tasks, execution, may_skip)
     weights = _weights(job, tasks, parts)
     inputs = [replace(one, problem=problems.get((one.sample, one.path), one.problem)) for one in inputs]
     _say_skipped(inputs)
+    _note_skipped(job, [one.path for one in inputs if one.problem])
     tasks = [task for task in tasks if (task.sample, task.path) not in problems]
     part = split or data.split
     manifest = {
@@ -162,7 +166,31 @@ def _describe(job: Job, tasks: Sequence[Task], parts: dict[str, Part], variation
     }
 
 
-def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
+def skipped(folder: Path) -> dict[str, list[Any]]:
+    """The files that the conversion in `folder` left out, path -> identity."""
+    noted = folder / SKIPPED
+    with files.reading(noted):
+        return dict(files.read_json(noted)) if noted.exists() else {}
+
+
+def _note_skipped(job: Job, paths: Sequence[str]) -> None:
+    if paths:
+        files.write_json(job.folder / SKIPPED, {path: identity_if_any(locate(path, job.root)) for path in paths})
+    else:
+        (job.folder / SKIPPED).unlink(missing_ok=True)
+
+
+def _skipping(job: Job, execution: Execution) -> Callable[[str], bool]:
+    """Which bad files are left out: all if asked to, or those that were before and have not changed since."""
+    known = skipped(job.folder)
+
+    def may_skip(path: str) -> bool:
+        return execution.skip_bad_files or (path in known and known[path] == identity_if_any(locate(path, job.root)))
+
+    return may_skip
+
+
+def _inspect(job: Job, may_skip: Callable[[str], bool]) -> list[InputFile]:
     """Open every file once; a bad one raises DataError or is noted with its problem."""
     wanted = [(name, path) for name, sample in job.data.samples.items() for path in events.find_files(name, sample)]
     inputs = []
@@ -173,7 +201,7 @@ def _inspect(job: Job, skip_bad_files: bool) -> list[InputFile]:
         except TransferError:  # a network that fails says nothing about the file, so it is not left out
             raise
         except DataError as error:
-            if not skip_bad_files:
+            if not may_skip(str(path)):
                 raise
             inputs.append(InputFile(name, str(path), None, str(error)))
     return inputs
@@ -231,14 +259,14 @@ def _paths(folder: Path, task: Task) -> tuple[Path, Path]:
 
 
 def _carry_out(
-    job: Job, tasks: Sequence[Task], execution: Execution
+    job: Job, tasks: Sequence[Task], execution: Execution, may_skip: Callable[[str], bool]
 ) -> tuple[dict[str, Part], dict[tuple[str, str], str]]:
     """Do what is not done yet; returns the notes of the shards, and the problems of the files (sample, path)."""
     left = [task for task in tasks if not _is_finished(job.folder, task)]
     problems: dict[tuple[str, str], str] = {}
     with progress("convert", sum(task.stop - task.start for task in left), " events") as advance:
         for task, problem in outcomes(partial(_attempt, job), left, execution):
-            if problem is not None and not execution.skip_bad_files:
+            if problem is not None and not may_skip(task.path):
                 raise DataError(problem)
             if problem is not None:
                 problems.setdefault((task.sample, task.path), problem)

@@ -22,7 +22,7 @@ from hepx.config import parse
 from hepx.errors import ConfigError, DataError
 from hepx.events import DataSettings, find_files, inspect_file
 from hepx.graph import GraphSettings
-from hepx.remote import TransferError, Url, identity, locate, probe, request, sentences
+from hepx.remote import TransferError, Url, identity, identity_if_any, locate, probe, request, sentences, uuid_of
 from hepx.run import Run
 from hepx.schemas import load_schema
 from hepx.store import convert
@@ -243,6 +243,50 @@ def test_identity_changes_with_the_file_and_only_then(site: Site, tmp_path: Path
     assert identity(url) != first
     site.etags = False
     assert identity(url) == [str(url), 104, ""]
+
+
+def test_a_root_file_is_known_by_its_uuid_wherever_it_is(site: Site, tmp_path: Path) -> None:
+    """Oracle: uproot. A copy and a new time stamp change nothing; another file does; in one above 2 GB the UUID is
+    elsewhere."""
+    with uproot.open(DATA / "signal.root") as file:
+        wanted = [(DATA / "signal.root").stat().st_size, f"uuid {file.file.uuid}"]
+    copy = tmp_path / "signal.root"
+    shutil.copy(DATA / "signal.root", copy)
+    assert identity(copy) == [str(copy), *wanted]
+    os.utime(copy, (1, 1))
+    assert identity(copy) == identity_if_any(copy) == [str(copy), *wanted]
+    url = Url(site.url("signal.root"))
+    assert identity(url) == [str(url), *wanted]
+    shutil.copy(DATA / "ttbar.root", copy)
+    assert identity(copy)[2] not in (wanted[1], "")
+    head = b"root" + (1_062_400).to_bytes(4, "big") + bytes(51) + bytes(range(16)) + bytes(25)
+    assert uuid_of(head) == "uuid 00010203-0405-0607-0809-0a0b0c0d0e0f"
+    other = tmp_path / "table.h5"
+    other.write_bytes(bytes(200))
+    before = identity(other)
+    os.utime(other, (1, 1))
+    assert identity(other) != before
+
+
+def test_a_file_that_was_skipped_does_not_stop_the_run_later(site: Site, tmp_path: Path) -> None:
+    """A server says that there is no such file: with the flag it is left out, and the next command goes on without."""
+    (tmp_path / "none").mkdir()
+    files = f"data.samples.signal.files=[{DATA / 'signal.root'}, '{site.url('none.root')}']"
+    small = ["name=far", files, "data.select=met > 400"]
+
+    def run() -> Run:
+        return Run.from_config(ROOT / "configs" / "quickstart.yaml", small, tmp_path)
+
+    with pytest.raises(DataError, match="there is no file"):
+        run().execute("convert")
+    skipping = run()
+    skipping.execution = Execution(skip_bad_files=True)
+    skipping.execute("convert")
+    assert run().key("convert") == skipping.key("convert")
+    assert run().is_done("convert")
+    small.append("data.luminosity=100")
+    run().execute("convert")
+    assert [one["path"] for one in run().store().manifest["skipped"]] == [site.url("none.root")]
 
 
 def test_a_changed_remote_file_changes_the_key_of_a_run_and_an_absent_server_does_not(

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import uproot
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -393,6 +394,29 @@ def test_two_processes_in_one_folder_and_a_changed_name_are_refused(small: Path)
     renamed = hepx("report", str(small), "name=other")
     assert renamed.returncode == 2
     assert "is the run 'small'; its name cannot be changed" in renamed.stderr
+
+
+def test_only_other_content_is_converted_again_and_the_file_is_named(tmp_path: Path) -> None:
+    """A new time stamp is not other content; another file of the same name is, and the log says which and how."""
+    paths = {name: tmp_path / f"{name}.root" for name in ("signal", "ttbar", "singletop")}
+    for name, path in paths.items():
+        shutil.copy(ROOT / "data" / f"{name}.root", path)
+    changes = [f"data.samples.{name}.files={path}" for name, path in paths.items()]
+    convert = ("convert", str(CONFIG), "name=r", "data.select=met > 300", *changes, "--runs", str(tmp_path))
+    assert hepx(*convert).returncode == 0
+    os.utime(paths["ttbar"], (1, 1))
+    touched = hepx(*convert)
+    assert "convert: done already" in touched.stderr
+    with uproot.recreate(paths["ttbar"]) as new, uproot.open(ROOT / "data" / "ttbar.root") as old:
+        new.mktree("analysis", {"jet_n": "int32"})
+        before = str(old.file.uuid)
+    size = (ROOT / "data" / "ttbar.root").stat().st_size
+    again = hepx(*convert)
+    assert again.returncode == 3  # a tree without events
+    said = f"input files changed since they were converted: {paths['ttbar']}: size {size} -> "
+    assert said in again.stderr
+    assert f"uuid {before} -> uuid " in again.stderr
+    assert str(paths["signal"]) not in again.stderr
 
 
 def test_an_edited_schema_is_converted_again(tmp_path: Path) -> None:

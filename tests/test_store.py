@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,36 @@ def test_bad_files_are_skipped_and_listed_if_asked_to(
     with pytest.raises(DataError, match=r"sample 'signal': every file was skipped \(2\); the first: .*s2.root"):
         convert(hopeless, GraphSettings(), tmp_path / "e", skipping)
     assert not (tmp_path / "e" / "dataset.json").exists()
+
+
+def test_what_was_skipped_is_skipped_again_until_it_changes(
+    roots: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another selection without the flag leaves out what was left out before, and says so; a further bad file is still
+    refused, and one that was mended is read."""
+    bad = tmp_path / "s2.root"
+    bad.write_text("hello")
+    mixed = settings([str(roots / "s1.root"), str(bad)], str(roots / "b.root"))
+    first = convert(mixed, GraphSettings(), tmp_path / "d", Execution(skip_bad_files=True))
+    os.utime(bad, (1, 1))
+    with pytest.raises(DataError, match=r"s2.root.*not a ROOT file"):  # its time stamp is all that tells it
+        convert(mixed, GraphSettings(), tmp_path / "d")
+    first = convert(mixed, GraphSettings(), tmp_path / "d", Execution(skip_bad_files=True))
+    caplog.clear()
+    other = mixed.model_copy(update={"select": "n_jet >= 2"})
+    second = convert(other, GraphSettings(), tmp_path / "d")
+    assert second.manifest["skipped"] == first.manifest["skipped"] != []
+    assert first.manifest["skipped"][0]["why"] in caplog.text
+    (tmp_path / "s4.root").write_text("hello")
+    more = settings([str(roots / "s1.root"), str(tmp_path / "s*.root")], str(roots / "b.root"))
+    with pytest.raises(DataError, match=r"s4.root.*not a ROOT file"):
+        convert(more, GraphSettings(), tmp_path / "d")
+    shutil.copy(roots / "s0.root", bad)
+    mended = convert(mixed, GraphSettings(), tmp_path / "d")
+    assert mended.manifest["skipped"] == []
+    bad.write_text("hello")
+    with pytest.raises(DataError, match=r"s2.root.*not a ROOT file"):
+        convert(mixed, GraphSettings(), tmp_path / "d")
 
 
 def _with_damaged_baskets(content: bytes) -> bytes:

@@ -36,7 +36,10 @@ def convert(
         typer.Option("--dask", metavar="ADDRESS|slurm|htcondor", help="Work on a Dask cluster (extra `dask`)."),
     ] = None,
     skip_bad_files: Annotated[
-        bool, typer.Option("--skip-bad-files", help="Leave out files that cannot be read; dataset.json lists them.")
+        bool,
+        typer.Option(
+            "--skip-bad-files", help="Leave out files that cannot be read, now and later; dataset.json lists them."
+        ),
     ] = False,
 ) -> None:
     """Turn ROOT files into graphs on disk."""
