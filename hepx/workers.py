@@ -25,6 +25,7 @@ KILLED = (
     "{what}: workers were killed again and again without finishing a task, perhaps for lack of memory. "
     "The same command, with fewer --workers, goes on where it stopped."
 )
+ANSWER = 300  # seconds that a batch system has to take a job: sbatch itself asks a controller that is away for long
 JOBQUEUES = {"slurm": "SLURMCluster", "htcondor": "HTCondorCluster"}
 
 
@@ -88,7 +89,7 @@ def _on_dask(work: Callable[[T], R], tasks: Sequence[T], where: str, workers: in
         address: Any = where
         if where in JOBQUEUES:
             address = stack.enter_context(_batch_cluster(where))
-            address.scale(jobs=workers)
+            _hand_in(address, where, workers)
         try:
             client = stack.enter_context(distributed.Client(address))
         except (OSError, ValueError) as error:
@@ -112,6 +113,31 @@ def _batch_cluster(system: str) -> Any:
     needed = {"cores": 1, "memory": "4GB"} | ({"disk": "4GB"} if system == "htcondor" else {})
     missing = {name: value for name, value in needed.items() if given.get(name) is None}
     return getattr(jobqueue, JOBQUEUES[system])(**missing)
+
+
+def _hand_in(cluster: Any, system: str, workers: int) -> None:
+    """Hand in the jobs of the workers, the first one alone: ConfigError if it is refused, with the words of the batch
+    system. If others are (a limit of jobs per user), those that were taken do the work.
+
+    `cluster.scale` would do this in the background, where a refusal is lost and the work waits for ever.
+    """
+    for number in (1, workers - 1):
+        for _ in range(number):
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        try:
+            cluster.sync(cluster._correct_state, callback_timeout=ANSWER)
+        except (RuntimeError, ValueError, OSError, TimeoutError) as error:
+            jobs = list(cluster._created)
+            refused = [job for job in jobs if getattr(job, "job_id", None) is None]
+            for job in refused:
+                job.status = _import_dask("distributed").Status.failed  # else the cluster does not close
+            why = " ".join(str(error).split())
+            if len(refused) == len(jobs):
+                raise ConfigError(
+                    f"--dask {system}: the batch system takes no jobs ({why}). Queue, account, memory and time of "
+                    "its jobs are set in ~/.config/dask/jobqueue.yaml."
+                ) from error
+            log.warning("--dask %s: some of the %d jobs were refused, the others work: %s", system, workers, why)
 
 
 def _import_dask(name: str) -> Any:

@@ -246,6 +246,55 @@ def test_dask_that_is_missing_or_not_there(data: DataSettings, tmp_path: Path, m
         convert(data, GraphSettings(), tmp_path, Execution(dask="tcp://127.0.0.1:1"))
 
 
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'sbatch: error: Invalid account' >&2; exit 1", "the batch system takes no jobs .*Invalid account"),
+        ("exec sleep 60", "the batch system takes no jobs .timed out after 2 s"),
+        ("echo hello", "the batch system takes no jobs .*hello"),
+        (None, "the batch system takes no jobs .*No such file.*sbatch"),
+    ],
+)
+def test_jobs_that_are_refused_end_the_conversion(
+    data: DataSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, words: str
+) -> None:
+    """Else it would wait for workers that never come."""
+    pytest.importorskip("dask_jobqueue")
+    (tmp_path / "bin").mkdir()
+    if script is not None:
+        (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
+        (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(workers, "ANSWER", 2 if script == "exec sleep 60" else 30)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=words):
+        convert(data, GraphSettings(), tmp_path / "d", Execution(workers=2, dask="slurm"))
+    assert time.monotonic() - start < 30
+
+
+def test_fewer_jobs_than_wanted_do_the_work(
+    data: DataSettings,
+    reference: GraphStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The sbatch of this test starts the first job as a process, and refuses the second as one too many."""
+    pytest.importorskip("dask_jobqueue")
+    for name, script in {
+        "sbatch": f'mkdir {tmp_path}/first || {{ echo "sbatch: error: MaxSubmitJobs" >&2; exit 1; }}\n'
+        f'sh "$1" >{tmp_path}/worker.log 2>&1 &\nsleep 1\necho "Submitted batch job $!"\n',
+        "scancel": "exit 0\n",  # the worker ends with its scheduler
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    convert(data, GraphSettings(), tmp_path / "d", Execution(workers=2, dask="slurm"))
+    assert content(tmp_path / "d") == content(reference.folder)
+    assert "some of the 2 jobs were refused, the others work" in caplog.text
+    assert "MaxSubmitJobs" in caplog.text
+
+
 def test_bad_files_are_skipped_and_listed_if_asked_to(
     roots: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
