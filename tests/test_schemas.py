@@ -5,7 +5,9 @@ Real files are looked up beside the project (`../shared`); a test that needs one
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -379,11 +381,9 @@ def test_momenta_as_components_are_the_same_events(small: Path, tmp_path: Path) 
     path = write(tmp_path / "components.root", in_components(columns()))
     schema = tmp_path / "mine.yaml"
     events.write_starter(events.inspect(path, {}), "", schema)
-    text = schema.read_text()
-    values = read_yaml(text)
+    values = fill_in(schema, **FILLED)
     assert values["jet"]["branches"]["px"] == "jet_px"
     assert values["met"] == {"px": "met_px", "py": "met_py", "significance": "met_sig"}
-    schema.write_text(text.replace("btag_meaning: score", "btag_meaning: quantile").replace("0.5  #", "3 #"))
     mine, ours = read(path, str(schema), SAMPLE), read(small, "atlas_open_2025", SAMPLE)
     for name, found in mine.observables.items():
         np.testing.assert_allclose(found, ours.observables[name], rtol=1e-6, atol=1e-6, err_msg=name)
@@ -398,6 +398,16 @@ def test_momenta_as_components_are_the_same_events(small: Path, tmp_path: Path) 
         parse(Schema, {**values, "jet": {"branches": {"px": "a", "py": "b", "btag": "c"}}}, "schema")
 
 
+FILLED = {"energy_unit": "GeV", "btag_meaning": "quantile", "btag_cut": 3, "weights": ["mcWeight"]}
+
+
+def fill_in(schema: Path, **wanted: Any) -> dict[str, Any]:
+    """What a user does with a starter schema."""
+    values = read_yaml(schema.read_text()) | wanted
+    schema.write_text(write_yaml(values))
+    return values
+
+
 def changed_components(name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
     values = in_components(columns())
     return {**values, name: change(values[name])}
@@ -409,9 +419,7 @@ def test_a_real_file_with_components_only(tmp_path: Path) -> None:
     path = real("uproot-HZZ.root")
     schema = tmp_path / "hzz.yaml"
     events.write_starter(events.inspect(path, {}), "", schema)
-    values = read_yaml(schema.read_text())
-    values |= {"event_number": "NPrimaryVertices", "weights": ["EventWeight"]}
-    schema.write_text(write_yaml(values))
+    values = fill_in(schema, **{**FILLED, "event_number": "NPrimaryVertices", "weights": ["EventWeight"]})
     assert values["jet"]["branches"]["energy"] == "Jet_E"
     batch = read(path, str(schema), select_jets="pt > 30 and abs(eta) < 2.8")
     tree = uproot.open(path)["events"].arrays(["Jet_Px", "Jet_Py", "Jet_Pz", "Jet_E", "MET_px", "MET_py"])
@@ -680,13 +688,18 @@ def test_inspect_says_which_schema_fits(small: Path) -> None:
         CliRunner().invoke(app, ["inspect", str(small), "--schema", "atlas_open_2020"], catch_exceptions=False)
 
 
-def test_starter_schema_loads_and_reads(small: Path, tmp_path: Path) -> None:
+def test_starter_schema_reads_once_it_is_filled_in(small: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     assert CliRunner().invoke(app, ["inspect", str(small), "--write-schema", str(path)]).exit_code == 0
-    assert "FILL IN" in path.read_text()
-    values = read_yaml(path.read_text())
-    assert values["jet"]["branches"]["pt"] == "jet_pt"
-    path.write_text(path.read_text().replace("btag_meaning: score", "btag_meaning: quantile").replace("0.5  #", "3 #"))
+    lines = path.read_text().splitlines()
+    for number, (key, value) in enumerate(FILLED.items()):  # refused as long as one is left
+        with pytest.raises(ConfigError) as caught:
+            load_schema(str(path))
+        left = [i for i, line in enumerate(lines, 1) if line.startswith(tuple(f"{one}:" for one in FILLED))][number:]
+        assert [int(one) for one in re.findall(r"line (\d+) '", str(caught.value))] == left
+        assert f"'{key}: FILL_IN # " in str(caught.value)
+        path.write_text(path.read_text().replace(f"{key}: FILL_IN", f"{key}: {json.dumps(value)}"))
+    assert read_yaml(path.read_text())["jet"]["branches"]["pt"] == "jet_pt"
     mine, ours = (read(small, name, {"label": 1}) for name in (str(path), "atlas_open_2025"))
     for name in ("n_bjet", "mbb", "met"):
         np.testing.assert_array_equal(mine.observables[name], ours.observables[name])
@@ -698,6 +711,12 @@ def test_starter_schema_loads_and_reads(small: Path, tmp_path: Path) -> None:
 def test_starter_schema_of_real_files_loads(name: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     events.write_starter(events.inspect(real(name), {}), "", path)
+    with pytest.raises(
+        ConfigError, match=r"is not filled in: put a value in place of FILL_IN in line \d+ 'energy_unit"
+    ):
+        load_schema(str(path))
+    path.write_text(re.sub(r'"FILL_IN"', "branch", path.read_text()))  # where no branch looked like it
+    fill_in(path, **FILLED)
     assert load_schema(str(path)).jet
 
 

@@ -11,7 +11,7 @@ reading    files -> EventBatch, selection, cut-flow
 inspection what is in a file, which schema fits, and a starter schema for a file that none fits
 """
 
-from hepx.events.inspection import FileReport, Fit, describe, inspect, starter_schema, write_starter
+from hepx.events.inspection import FileReport, Fit, describe, inspect, refuse_unfilled, starter_schema, write_starter
 from hepx.events.reading import (
     EVENTS_PER_STEP,
     Cut,
@@ -53,6 +53,7 @@ __all__ = [
     "inspect",
     "inspect_file",
     "read_events",
+    "refuse_unfilled",
     "select",
     "starter_schema",
     "write_starter",

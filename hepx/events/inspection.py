@@ -174,9 +174,9 @@ def write_starter(report: FileReport, tree: str, path: Path) -> None:
 
 
 def starter_schema(tree: TreeReport, path: Location) -> str:
-    """YAML text of a schema for a tree; loads as it stands, and a comment says what must be checked or filled in.
+    """YAML text of a schema for a tree; a comment says what must be checked. Branches are proposed by their names only.
 
-    Branches are proposed by their names only; unit, meaning of the b-tag, weights and identity are for the user.
+    What no name tells (unit, meaning of the b-tag, weights) is FILL_IN: nothing is read with such a schema.
     """
 
     def line(indent: str, name: str, patterns: tuple[str, ...], optional: bool = False) -> str:
@@ -202,7 +202,7 @@ def starter_schema(tree: TreeReport, path: Location) -> str:
         "# A branch may be written a|b (first one present), name? (optional), name[0] (element of a list per event).",
         f"name: {_quote(tree.name.replace('/', '_'))}",
         f"trees: [{_quote(tree.name)}]",
-        "energy_unit: GeV  # FILL IN: GeV or MeV, the unit in the file",
+        f"energy_unit: {FILL_IN}  # GeV or MeV, the unit in the file",
         line("", "run_number", (r"^run(_?number)?$",), optional=True),
         line("", "event_number", (r"event[_.]?(number)?$", r"^evt")),
         line("", "channel_number", (r"channel(_?number)?$",), optional=True),
@@ -217,9 +217,9 @@ def starter_schema(tree: TreeReport, path: Location) -> str:
         '  select: "pt > 25"',
         "met:",
         *(line("  ", name, patterns, name == "significance") for name, patterns in met.items()),
-        "btag_meaning: score  # FILL IN: quantile (1..5), score or flag",
-        "btag_cut: 0.5  # FILL IN: from this value of btag on a jet is a b-jet",
-        f"weights: [{', '.join(_quote(name) for name in _weights(tree))}]  # FILL IN: their product is the weight",
+        f"btag_meaning: {FILL_IN}  # quantile (1..5), score or flag",
+        f"btag_cut: {FILL_IN}  # a number: from this value of btag on a jet is a b-jet",
+        f"weights: {FILL_IN}  # the branches whose product is the weight, or [] for none; {_weights(tree)}",
         "normalization:  # a branch, a number, or null where the config must give it",
         line("  ", "xsec_pb", (r"xsec", r"^xsection", r"crosssection$"), optional=True),
         line("  ", "sum_of_weights", (r"^sum.*weights$",), optional=True),
@@ -227,6 +227,17 @@ def starter_schema(tree: TreeReport, path: Location) -> str:
         "  filter_efficiency: 1.0",
     ]
     return "\n".join(lines) + "\n"
+
+
+def refuse_unfilled(path: Path) -> None:
+    """ConfigError that names the lines of a starter schema that are not filled in yet."""
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    left = [f"line {number} '{' '.join(line.split())}'" for number, line in lines if FILL_IN in line.split("#")[0]]
+    if left:
+        raise ConfigError(
+            f"schema '{path}' is not filled in: put a value in place of {FILL_IN} in {'; '.join(left)}. "
+            "Nothing in the file tells it, and a guess would give wrong events."
+        )
 
 
 def _momentum(tree: TreeReport, kinds: tuple[str, ...]) -> Patterns:
@@ -256,8 +267,9 @@ def _propose(tree: TreeReport, patterns: tuple[str, ...]) -> list[str]:
     return []
 
 
-def _weights(tree: TreeReport) -> list[str]:
-    return [name for name in tree.branches if name.lower() in ("mcweight", "genweight", "weight")]
+def _weights(tree: TreeReport) -> str:
+    names = [name for name in tree.branches if re.search(r"(?<!sum_of_)weight|scalefactor", name.lower())]
+    return f"candidates: [{', '.join(_quote(name) for name in names[:8])}]" if names else "no branch looks like one"
 
 
 def _quote(name: str) -> str:
