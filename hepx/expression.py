@@ -59,6 +59,23 @@ def evaluate(expression: str, values: Mapping[str, Any]) -> Any:
         return _evaluate(_parse(expression), values, expression)
 
 
+def condition(expression: str, values: Mapping[str, Any], where: str, example: str = "") -> np.ndarray[Any, Any]:
+    """Where it holds: bool, of the shape of the arrays. ConfigError, which begins with `where`, as by `evaluate`, and
+    for an expression that is a number.
+
+    >>> condition("x > 3", {"x": np.array([2, 5])}, "data.select")
+    array([False,  True])
+    """
+    try:
+        found = np.asarray(evaluate(expression, values))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    if found.dtype != bool:
+        example = example or f"{expression} > 0"
+        raise ConfigError(f"{where}: '{expression}' is a number, not a condition; for example {example}")
+    return found
+
+
 def names(expression: str) -> set[str]:
     """The quantities that an expression uses.
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hepx import metrics
-from hepx.errors import ConfigError
-from hepx.expression import evaluate
+from hepx.expression import condition
 from hepx.graph import GraphBatch
 from hepx.models import Model, Output, batches, predict
 from hepx.models.layers import MixtureOfExperts, SelfAttention
@@ -112,10 +111,9 @@ def regions_of(graphs: GraphBatch, regions: Mapping[str, str]) -> dict[str, Arra
     """
     layout = graphs.layout
     values = {name: graphs.observables[:, i].numpy() for i, name in enumerate(layout.observables)}
-    try:
-        found = {name: np.asarray(evaluate(text, values), dtype=bool) for name, text in regions.items()}
-    except ConfigError as error:
-        raise ConfigError(f"insides.regions: {error}") from error
+    found = {
+        name: np.broadcast_to(condition(t, values, f"region '{name}'"), len(graphs)) for name, t in regions.items()
+    }
     for name, value in values.items():
         if name not in found and not name.startswith("n_") and np.isin(value, (0.0, 1.0)).all():
             found[name] = value == 1

@@ -102,7 +102,9 @@ class Run:
         return torch.device("cuda", self.ranks.local_rank)
 
     def execute(self, last: str = "report") -> None:
-        """Run all stages up to `last`, skipping what is done; ConfigError if another process works in the folder."""
+        """Run all stages up to `last`, skipping what is done; ConfigError if another process works in the folder, or if
+        the config names what the events will not have, before anything is done."""
+        self.settings.refuse_unknown()
         self.folder.mkdir(parents=True, exist_ok=True)
         stages = list(STAGES)
         with files.locked(self.folder, WAIT), self._undone_if_refused():

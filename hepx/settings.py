@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
+from hepx import kinematics
 from hepx.attribution import METHODS, Method
 from hepx.closure import ClosureSettings
 from hepx.config import Settings
-from hepx.errors import closest
-from hepx.evaluate import EvaluateSettings
-from hepx.events import DataSettings
-from hepx.graph import GraphSettings
+from hepx.errors import ConfigError, closest
+from hepx.evaluate import CHANNEL, EvaluateSettings
+from hepx.events import DataSettings, extra_observables
+from hepx.expression import condition, cuts
+from hepx.graph import GraphSettings, make_layout
 from hepx.insides import InsideSettings
-from hepx.models import MODELS
+from hepx.models import MODELS, build_model
+from hepx.schemas import load_schema
 from hepx.train import TrainSettings
 
 if TYPE_CHECKING:
@@ -61,6 +65,30 @@ class RunSettings(Settings):
         if twice:
             raise ValueError(f"explain: two methods would write explain/{twice[0]}.npz; keep one, or make them differ")
         return self
+
+    def refuse_unknown(self) -> None:
+        """ConfigError for a name that the converted events will not have: in an expression, in `evaluate.points`, as a
+        feature of the model, or in a method. It needs no events, so it can be asked before any work."""
+        data, schema = self.data, load_schema(self.data.schema_name)
+        of_file = {name: np.full(1, np.nan) for name in (*kinematics.OBSERVABLES, *schema.columns)}
+        for name, text in data.regions.items():
+            of_file[name] = condition(text, of_file, f"data.regions.{name}").astype(float)
+        for text in cuts(data.select) if data.select else []:
+            condition(text, of_file, "data.select")
+        for stage, regions in (("insides", self.insides.regions), ("closure", self.closure.regions)):
+            for name, text in regions.items():
+                condition(text, of_file, f"{stage}.regions.{name}")
+        for name in self.evaluate.points:
+            if name != CHANNEL and name not in of_file:
+                raise ConfigError(f"evaluate.points: unknown observable '{name}'; {closest(name, [*of_file, CHANNEL])}")
+        labels = [sample.label for sample in data.samples.values()]
+        layout = make_layout(self.graph, list(data.samples), labels, extra_observables(schema, data))
+        build_model(self.model, layout, self.seed)
+        for number, method in enumerate(self.explain):
+            try:
+                method.refuse_unknown(layout)
+            except ConfigError as error:
+                raise ConfigError(f"explain.{number}: {error}") from error
 
     def dump(self) -> dict[str, Any]:
         """The resolved config as plain values."""

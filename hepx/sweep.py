@@ -102,6 +102,11 @@ class Sweep:
         mine = [member for number, member in enumerate(self.members) if shard.has(number)]
         left = [member for member in mine if not member.run.is_done("evaluate")]
         log.info("sweep '%s': %d of %d runs are finished already", self.settings.name, len(mine) - len(left), len(mine))
+        for member in left:
+            try:
+                member.run.settings.refuse_unknown()
+            except ConfigError as error:
+                raise ConfigError(f"variant '{member.variant}': {error}") from error
         for data in dict.fromkeys(map(self._link, left)):
             member = next(one for one in left if self._link(one) == data)
             with _waiting(data / ".lock"), log_file(member.run.folder):

@@ -105,8 +105,10 @@ def test_regions_and_balanced_weights(mixed: GraphBatch) -> None:
     assert list(found) == ["peak"]
     mbb = mixed.observable("mbb").numpy()
     np.testing.assert_array_equal(found["peak"], (mbb > 100) & (mbb < 140))
-    with pytest.raises(ConfigError, match=r"insides.regions: .*closest: 'mbb'"):
+    with pytest.raises(ConfigError, match=r"region 'peak': .*closest: 'mbb'"):
         regions_of(mixed, {"peak": "mbbb > 100"})
+    with pytest.raises(ConfigError, match=r"region 'peak': 'mbb - 100' is a number, not a condition"):
+        regions_of(mixed, {"peak": "mbb - 100"})
     layout = replace(mixed.layout, samples=("a", "b", "c"))
     sample = torch.arange(len(mixed)) % 3
     weight = torch.where(sample == 2, -1.0, 1.0 + sample).double()

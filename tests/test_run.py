@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from hepx import metrics
 from hepx.cli import app, main
 from hepx.config import load, parse, write_yaml
-from hepx.errors import HepxError, ResultError
+from hepx.errors import ConfigError, HepxError, ResultError
 from hepx.results import Explanation
 from hepx.results_network import AttentionMap, ExpertReport
 from hepx.run import Run, RunSettings
@@ -359,6 +359,57 @@ def test_mistakes_end_with_one_sentence(
     said = capsys.readouterr().err
     assert ended.value.code == code, said
     assert message in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "closure.regions={peak: mbbb > 1}",
+            "closure.regions.peak: selection 'mbbb > 1': unknown quantity 'mbbb'; closest",
+        ),
+        (
+            "insides.regions={peak: met}",
+            "insides.regions.peak: 'met' is a number, not a condition; for example met > 0",
+        ),
+        ("data.regions={peak: mbbb > 1}", "data.regions.peak: selection 'mbbb > 1': unknown quantity"),
+        (
+            "data.select=n_jets == 2",
+            "data.select: selection 'n_jets == 2': unknown quantity 'n_jets'; closest: 'n_jet'",
+        ),
+        ("evaluate.points=[mass_charginos]", "evaluate.points: unknown observable 'mass_charginos'; closest"),
+        ("model.features=[log_ptt]", "unknown node feature 'log_ptt'; closest: 'log_pt'"),
+        (
+            "explain.0={method: shapley, baseline: process, process: tbar}",
+            "explain.0: baseline process 'tbar' is no sample",
+        ),
+        ("explain.0={method: shapley, near: [mett]}", "explain.0: unknown observable 'mett'; closest: 'met'"),
+        (
+            "graph.nodes=[{type: jet, max: 3}, {type: met}]",
+            "explain.2: the response to mbb needs the node slots b1 and b2",
+        ),
+        ("explain.0={method: feature_groups, players: {a: [metq.pt]}}", "explain.0: group 'a': unknown object 'metq'"),
+    ],
+)
+def test_unknown_names_are_refused_before_any_work(change: str, message: str, tmp_path: Path) -> None:
+    """Those that are read last too: nothing is converted, let alone trained, and the key is the one of the config."""
+    refused = CliRunner().invoke(app, ["run", str(CONFIG), *SMALL, change, "--runs", str(tmp_path)])
+    assert isinstance(refused.exception, ConfigError)
+    assert message in str(refused.exception)
+    assert not (tmp_path / "small" / "dataset").exists()
+
+
+def test_the_names_of_every_shipped_config_are_known() -> None:
+    """The check must not refuse what works: columns of schemas, regions of regions, channel."""
+    checked = []
+    for path in sorted(CONFIG.parent.glob("*.yaml")):
+        values = load(path)
+        if "model" in values:
+            parse(RunSettings, values, path.name).refuse_unknown()
+            checked.append(path.name)
+    assert "quickstart.yaml" in checked
+    regions = "data.regions={high: met > 200, both: high == 1 and mbb > 100}"
+    parse(RunSettings, load(CONFIG, [regions, "insides.regions={x: both == 1}"]), "c").refuse_unknown()
 
 
 def test_completeness_gate_stops_the_run(small: Path) -> None:

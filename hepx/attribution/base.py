@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hepx.config import Settings
-from hepx.graph import RAW_FEATURES, GraphBatch
+from hepx.graph import RAW_FEATURES, GraphBatch, Layout
 from hepx.models import Model, log_odds
 from hepx.results import Array, EventResult, EventTable, Provenance, Result
 
@@ -64,6 +64,9 @@ class Method(Settings, ABC):
     def check(self, result: EventResult) -> EventResult:
         """The whole result of a `per_event` method, with a note if need be; ResultError if it is not to be trusted."""
         return result
+
+    def refuse_unknown(self, layout: Layout) -> None:
+        """ConfigError if the settings name what such graphs do not have; asked before there is anything to explain."""
 
     @property
     def name(self) -> str:

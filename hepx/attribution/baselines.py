@@ -26,7 +26,7 @@ from torch import Tensor
 from hepx import random
 from hepx.attribution.base import ROWS_PER_PASS, Method, Subject, in_chunks
 from hepx.errors import ConfigError, ResultError, closest
-from hepx.graph import NODE_TYPES, GraphBatch
+from hepx.graph import NODE_TYPES, GraphBatch, Layout
 from hepx.models.inputs import PHI
 
 EVENTS_PER_SEARCH = 64  # explained events compared with all donors at once: bounds the memory
@@ -55,6 +55,15 @@ class Referenced(Method):
         if (self.baseline == "process") != (self.process is not None):
             raise ValueError("baseline: process needs process: <name of a sample>, and only that baseline takes it")
         return self
+
+    def refuse_unknown(self, layout: Layout) -> None:
+        """The process must be a sample, and what donors are near in an observable."""
+        if self.process is not None and self.process not in layout.samples:
+            raise ConfigError(
+                f"baseline process '{self.process}' is no sample; {closest(self.process, layout.samples)}"
+            )
+        for name in self.near:
+            layout.observable_index(name)
 
     @property
     def name(self) -> str:
@@ -104,10 +113,8 @@ def donor_pool(method: Referenced, subject: Subject) -> GraphBatch:
     """The events the method draws from."""
     if method.baseline != "process":
         return background_events(subject.baseline, subject.target)
-    samples = subject.baseline.layout.samples
-    if method.process not in samples:
-        raise ConfigError(f"baseline process '{method.process}' is no sample; {closest(str(method.process), samples)}")
-    found = subject.baseline[subject.baseline.sample == samples.index(method.process)]
+    method.refuse_unknown(subject.baseline.layout)
+    found = subject.baseline[subject.baseline.sample == subject.baseline.layout.samples.index(method.process)]
     if len(found) == 0:
         raise ResultError(f"there are no training events of process '{method.process}' to draw replacements from.")
     return found

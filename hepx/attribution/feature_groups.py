@@ -17,7 +17,7 @@ from hepx.attribution.base import Subject, event_table, mean_and_error
 from hepx.attribution.baselines import Pattern, Referenced, per_pattern, replacements
 from hepx.attribution.coalitions import coalitions, interaction_weights, shapley_weights, values_of, worths
 from hepx.attribution.players import REST, cells, check_players, default_players, has_rest
-from hepx.graph import GraphBatch
+from hepx.graph import GraphBatch, Layout
 from hepx.results import GroupExplanation, Provenance
 
 
@@ -33,11 +33,16 @@ class FeatureGroups(Referenced):
     draws: int = Field(default=8, ge=2)
     events: int = Field(default=100, ge=1)
 
+    def refuse_unknown(self, layout: Layout) -> None:
+        """Also the groups must be of features of the graphs."""
+        super().refuse_unknown(layout)
+        check_players(self.players or default_players(layout), layout)
+
     def explain(self, subject: Subject, provenance: Provenance) -> GroupExplanation:
         """Values [B, P] and interactions [B, P, P] with their standard errors over the donors."""
         layout = subject.graphs.layout
         players = self.players or default_players(layout)
-        check_players(players, layout)
+        self.refuse_unknown(layout)
 
         def compute(pattern: Pattern, events: GraphBatch) -> dict[str, Tensor]:
             active, table = cells(players, pattern, layout)

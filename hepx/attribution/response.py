@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hepx.attribution.base import Method, Subject, chunks_of, in_chunks, scores
 from hepx.errors import ConfigError
-from hepx.graph import GraphBatch
+from hepx.graph import GraphBatch, Layout
 from hepx.metrics import weighted_mean
 from hepx.models.inputs import ETA, MASS, PHI, PT
 from hepx.progress import track
@@ -60,14 +60,19 @@ class Response(Method):
         """One file per observable."""
         return f"response_{self.observable}"
 
+    def refuse_unknown(self, layout: Layout) -> None:
+        """The objects that are moved must be nodes."""
+        slots = MOVES[self.observable].slots
+        if not set(slots) <= set(layout.slots):
+            raise ConfigError(
+                f"the response to {self.observable} needs the node slots {' and '.join(slots)}; add them to "
+                "graph.nodes."
+            )
+
     def explain(self, subject: Subject, provenance: Provenance) -> ResponseCurve:
         """Mean score per sample at each point, beside the untrained model and the unchanged events."""
         graphs, move = subject.graphs, MOVES[self.observable]
-        if not set(move.slots) <= set(graphs.layout.slots):
-            raise ConfigError(
-                f"the response to {self.observable} needs the node slots {' and '.join(move.slots)}; add them to "
-                "graph.nodes."
-            )
+        self.refuse_unknown(graphs.layout)
         points = np.linspace(*self._limits(), self.points)
 
         def compute(chosen: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hepx import expression, kinematics
 from hepx.collection import Collection
-from hepx.errors import ConfigError, DataError
+from hepx.errors import DataError
 from hepx.events.columns import Float64, Resolved
 from hepx.events.objects import read_objects
 from hepx.events.schema import Schema
@@ -190,7 +190,7 @@ def _to_batch(
         known = branch in columns
         observables[name] = columns.per_event(branch).astype(np.float64) if known else np.full(len(weight), np.nan)
     for name, text in data.regions.items():
-        observables[name] = _passes(text, observables, len(weight)).astype(np.float64)
+        observables[name] = _passes(text, observables, len(weight), f"data.regions.{name}").astype(np.float64)
     batch = EventBatch(collections, sample, settings.label, weight, event_id, observables, sums)
     return batch if kept.all() else batch[kept]
 
@@ -206,16 +206,13 @@ def select(batch: EventBatch, selection: str | None) -> tuple[EventBatch, list[C
     passed = np.ones(len(batch), dtype=bool)
     flow = [_cut("read", batch.weight)]
     for text in expression.cuts(selection) if selection else []:
-        passed = passed & _passes(text, batch.observables, len(batch))
+        passed = passed & _passes(text, batch.observables, len(batch), "data.select")
         flow.append(_cut(text, batch.weight[passed]))
     return batch if passed.all() else batch[passed], flow
 
 
-def _passes(text: str, observables: dict[str, Float64], num_events: int) -> npt.NDArray[np.bool_]:
-    found = np.asarray(expression.evaluate(text, observables))
-    if found.dtype != bool:
-        raise ConfigError(f"data.select: '{text}' is a number, not a condition; for example {text} > 0")
-    return np.broadcast_to(found, num_events)
+def _passes(text: str, observables: dict[str, Float64], num_events: int, where: str) -> npt.NDArray[np.bool_]:
+    return np.broadcast_to(expression.condition(text, observables, where), num_events)
 
 
 def _cut(name: str, weight: Float64) -> Cut:
