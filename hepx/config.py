@@ -155,6 +155,27 @@ def parse(settings: type[S], values: Any, where: str) -> S:
         raise ConfigError("; ".join(f"{where}: {problem}" for problem in problems)) from error
 
 
+EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "keys with values",
+    "model": "keys with values",
+    "literal": "one of {expected}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number not below {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number not above {le:g}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
+"""Kind of an error of pydantic, or the kind of value it is about -> what a user should have given."""
+
+
 def _explain(settings: type[BaseModel], problem: dict[str, Any]) -> str:
     location = [part for part in problem["loc"] if not str(part).startswith("function-")]
     shown, around = _walk(settings, location)
@@ -164,10 +185,19 @@ def _explain(settings: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"unknown key '{key}'; {closest(shown[-1], known)}"
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
+    context = problem.get("ctx", {})
+    if problem["type"] == "union_tag_not_found":
+        return f"key '{key}.{context['discriminator'].strip(chr(39))}' is missing; add it"
+    if problem["type"] == "union_tag_invalid":
+        what = context["discriminator"].strip("'")
+        return f"'{key}': unknown {what} '{context['tag']}'; expected one of {context['expected_tags']}"
     message = problem["msg"].removeprefix("Value error, ")
+    expected = EXPECTED.get(problem["type"], EXPECTED.get(problem["type"].split("_")[0]))
+    if expected is not None:
+        message = f"expected {expected.format(**context)}"
     if not key:
         return message
-    got = f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else ""
+    got = f", got {problem['input']!r}" if not isinstance(problem["input"], dict) or expected else ""
     return f"'{key}': {message[0].lower()}{message[1:]}{got}"
 
 
