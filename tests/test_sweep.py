@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from hepx import files, sweep
 from hepx.attribution import Shard
+from hepx.cli import app
 from hepx.comparison import Entry, compare
 from hepx.errors import ConfigError, ResultError
 from hepx.graph import NODE_TYPES, GraphBatch, Layout, make_layout
@@ -158,6 +161,21 @@ def test_other_test_events_or_measures_cannot_be_compared(swept: Sweep, tmp_path
             other.table()
     with pytest.raises(ConfigError, match="the reference 'd' is not one of the variants"):
         Sweep(write_config(tmp_path, text + change), ["reference=d"], tmp_path)
+
+
+def test_the_examples_of_the_help_are_sweeps(tmp_path: Path) -> None:
+    """They change keys that a sweep has: `train.epochs=5`, which the help once gave, is none."""
+    text = re.sub(r"\s+", " ", CliRunner().invoke(app, ["sweep", "--help"], env={"COLUMNS": "200"}).output)
+    examples = re.findall(r"hepx (sweep configs/\S+(?: '[^']+'| [a-z]+=\S+)*)", text)
+    assert len(examples) == 4
+    changed = [shlex.split(one)[1:] for one in examples if "=" in one]
+    assert len(changed) == 2
+    for path, *overrides in changed:
+        found = Sweep(ROOT / path, overrides, tmp_path)
+        assert found.members != Sweep(ROOT / path, [], tmp_path).members
+    assert "e.g. train.epochs=5" not in text
+    with pytest.raises(ConfigError, match="unknown key 'train'"):
+        Sweep(ROOT / "configs" / "models.yaml", ["train.epochs=5"], tmp_path)
 
 
 def test_a_variant_with_a_base_of_its_own_keeps_the_data(tmp_path: Path) -> None:

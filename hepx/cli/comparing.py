@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
-from hepx.cli.base import Overrides, Runs, app, resumable
+from hepx.cli.base import Runs, app, resumable
 
 
 @app.command(
     epilog="Examples:\n\n  hepx sweep configs/models.yaml --workers 2\n\n"
     "  hepx sweep configs/ablation.yaml --shard 3/40         one of forty jobs of a cluster\n\n"
+    "  hepx sweep configs/models.yaml 'seeds=[1,2]' base=quickstart.yaml name=two    two seeds, another base\n\n"
+    "  hepx sweep configs/models.yaml 'variants.wide={model.dim: 128}'               one more variant\n\n"
+    "What a run is made of (train.epochs, …) is changed in the base, a config beside the sweep's file.\n\n"
     "A stopped sweep goes on with the same command. When all shards are done, it makes the table: runs/NAME/sweep.html."
 )
 def sweep(
     config: Annotated[Path, typer.Argument(help="A YAML file with base, seeds and variants.")],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the sweep: base, seeds, variants, name."),
+    ] = None,
     runs: Runs = Path("runs"),
     workers: Annotated[int, typer.Option("--workers", min=1, help="Runs at once on this machine.")] = 1,
     shard: Annotated[
