@@ -444,6 +444,14 @@ def _number(value: float) -> float | None:
 
 COLUMNS = ("order", "infidelity", "correlation", "fidelity_plus", "fidelity_minus", "unfaithfulness", "sensitivity")
 
+LEGEND = (
+    "on {} test events; ratios and shares, without unit; ± bootstrap of the events; – where it has no meaning",
+    "order: of the objects by their values, 1 the best, 0 a random one; infidelity: 0 perfect, 1 as bad as zeros",
+    "correlation: of sums of attributions with the change of the score, 1 is best; unfaithfulness: 0 is best",
+    "fidelity plus (minus): share of events whose decision changes without (with only) the two strongest objects",
+    "sensitivity: largest relative change of the values within the detector resolution, 0 is best",
+)
+
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The measures as a table for a terminal, a method per line, random values last."""
@@ -452,6 +460,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     return [
         head,
         *(f"{name:24s}" + "".join(f"{_cell(row.get(key)):>16s}" for key in COLUMNS) for name, row in rows.items()),
+        *(line.format(found["events"]) for line in LEGEND),
     ]
 
 

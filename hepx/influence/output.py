@@ -40,6 +40,7 @@ def lines(found: Influence) -> list[str]:
         means = zip(found.by, found.group, found.own_mean, found.own_error, strict=True)
         return [
             head,
+            f"  mean {found.score} of an event (larger: harder, or does more to itself; unit of the score) ± its error",
             *(f"  {by} {name}: mean {mean:.4g} ± {error:.2g}" for by, name, mean, error in means if by == "sample"),
         ]
     far = np.abs(found.total - found.expected) / np.maximum(found.total_error, np.finfo(float).tiny)
@@ -48,4 +49,8 @@ def lines(found: Influence) -> list[str]:
         f"(as many events of any kind: {found.expected[i]:+.4g})"
         for i in np.argsort(-far, kind="stable")[:SHOWN]
     )
-    return [f"{head}, {len(found.events)} queries ({found.query})", *rows]
+    legend = (
+        "  group: sum over its training events of their effects on the log-odds of signal of the queries, ± error",
+        "  above 0 they push towards signal; the unit is the score's own, only ratios mean something",
+    )
+    return [f"{head}, {len(found.events)} queries ({found.query})", *legend, *rows]

@@ -166,6 +166,14 @@ def read(path: Path) -> Validation:
     return Validation(**values, rows=rows, verdicts=verdicts)
 
 
+LEGEND = (
+    "scores of training events against real retrainings, the best first, ± error; numbers have no unit but for brittle",
+    "lds, drop, single: rank correlation of predicted and real scores of test events; exact: with the exact derivative",
+    "flips, jes, mass: AUROC for the events that were spoilt, 0.5 by chance; twin: mean reciprocal rank of the copy",
+    "mechanism: share of the 20 strongest events that obey it; brittle: fall of the score (log-odds) without support",
+)
+
+
 def lines(found: Validation) -> list[str]:
     """The table for a terminal: one line per test, the scores in falling order, and the verdicts."""
     out = [f"{found.study}: {found.trainings} trainings of {found.num_parameters} parameters"]
@@ -177,7 +185,11 @@ def lines(found: Validation) -> list[str]:
         rows = sorted((row for row in found.rows if row.test == test), key=lambda row: -row.value)
         cells = [f"{_label(row)} {row.value:.3f}" + (f" ± {row.error:.3f}" if row.error else "") for row in rows]
         out.append(f"{test}: {'; '.join(cells)}")
-    return [*out, *(f"{'met' if one.passed else 'MISSED'}: {one.what} ({one.value:.3f})" for one in found.verdicts)]
+    return [
+        *LEGEND,
+        *out,
+        *(f"{'met' if one.passed else 'MISSED'}: {one.what} ({one.value:.3f})" for one in found.verdicts),
+    ]
 
 
 def _label(row: Row) -> str:
