@@ -152,6 +152,11 @@ class GraphBatch:
     def __len__(self) -> int:
         return self.x.shape[0]
 
+    def __repr__(self) -> str:
+        slots, number = ", ".join(self.layout.slots), len(self.layout.observables)
+        samples = ", ".join(self.layout.samples)
+        return f"GraphBatch: {len(self)} events with {slots}; {number} observables; samples {samples}"
+
     def __getitem__(self, index: Any) -> GraphBatch:
         """Events at `index`: a slice, a mask or positions."""
         if isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim == 1:

@@ -76,6 +76,14 @@ class Trained:
 
     run: Run
 
+    def __repr__(self) -> str:
+        store, found = self.run.store(), sorted(path.stem for path in (self.run.folder / "explain").glob("*.npz"))
+        events = sum(shard["events"] for shard in store.part()["shards"])
+        return (
+            f"run '{self.settings.name}' in {self.run.folder}: {self.settings.model.name}, "
+            f"{events} events of {', '.join(store.layout.samples)}; explained: {', '.join(found) or 'nothing yet'}"
+        )
+
     @property
     def settings(self) -> RunSettings:
         """The resolved config."""
@@ -102,7 +110,16 @@ class Trained:
         return self.predict(self.test)
 
     def predict(self, graphs: GraphBatch) -> Array:
-        """Log-odds of signal [B] of any graphs."""
+        """Log-odds of signal [B] of any graphs; ConfigError for anything else, or graphs of other objects."""
+        if not isinstance(graphs, GraphBatch):
+            raise ConfigError(
+                f"predict: expected graphs, such as run.test or run.select('mbb > 100'), got {type(graphs).__name__}. "
+                "hepx.graph.from_arrays makes graphs of arrays."
+            )
+        known = self.run.store().layout.types
+        if graphs.layout.types != known:
+            wanted, got = (", ".join(types) for types in (known, graphs.layout.types))
+            raise ConfigError(f"predict: expected graphs of {wanted}, as in the training, got {got}.")
         return predict(self.model, graphs).numpy()
 
     def select(self, events: Selection = None, variation: str = "") -> GraphBatch:
@@ -119,11 +136,10 @@ class Trained:
             return graphs
         if isinstance(events, str):
             score = self.predict(graphs) if variation else self.score
-            found = np.broadcast_to(expression.evaluate(events, quantities(graphs, score)), len(graphs))
+            found = expression.condition(events, quantities(graphs, score), "events", "score > 2.2")
+            found = np.broadcast_to(found, len(graphs))
         else:
             found = _mask(np.asarray(events), graphs.event_id.numpy())
-        if found.dtype != bool:
-            raise ConfigError(f"events: '{events}' is a number, not a condition; for example score > 2.2")
         if not found.any():
             raise DataError(f"none of the {len(graphs)} test events is selected by events={events!r}.")
         return graphs[torch.from_numpy(np.flatnonzero(found))]
@@ -141,9 +157,9 @@ class Trained:
 
     def validate(
         self,
-        methods: Sequence[str] = (),
+        methods: str | Sequence[str] = (),
         limit: int = 200,
-        beside: Sequence[str | os.PathLike[str]] = (),
+        beside: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         keep: Path | None = None,
     ) -> dict[str, Any]:
         """How faithful the methods of the run's config, and `methods` with default settings, are: `hepx.faithfulness`.
@@ -153,6 +169,7 @@ class Trained:
         stopped. A network of shuffled labels is used if the run has one (nulls/). Raises ConfigError if a run beside is
         of another layout, DataError if it was trained on these events.
         """
+        methods, beside = _several(methods), _several(beside)
         known = {one.result: one for one in self.settings.explain if not one.variation}
         known |= {name: _method(name, {}) for name in methods if name not in known}
         wanted = {name: one.model_copy(update={"events": limit}) for name, one in known.items()}
@@ -205,16 +222,17 @@ class Trained:
             found.append(other)
         return found
 
-    def scores_of_training(self, names: Sequence[str] = ("loss", "tracin")) -> dict[str, Array]:
+    def scores_of_training(self, names: str | Sequence[str] = ("loss", "tracin")) -> dict[str, Array]:
         """Scores of the training events [B] by name (`hepx.influence.SCORES`), with their default settings: larger for
         an event that is harder or does more to itself. ConfigError for an unknown one, or a run without snapshots."""
+        names = _several(names)
         for name in names:
             if name not in SCORES:
                 raise ConfigError(f"unknown score '{name}'; {closest(name, SCORES)}")
         task = self._task(self.run.store().load("validation"))  # a test event decides nothing about training events
         return {name: SCORES[name]().of_training(task).double().numpy() for name in names}
 
-    def audit(self, scores: Sequence[str] = ("loss", "tracin"), **settings: Any) -> Audit:
+    def audit(self, scores: str | Sequence[str] = ("loss", "tracin"), **settings: Any) -> Audit:
         """Which training events stand out by these scores, twins or weights, and what is odd about them:
         `hepx.influence.audit`. settings: of `AuditSettings`, for example share=0.02."""
         made = parse(AuditSettings, settings, "audit")
@@ -234,7 +252,7 @@ class Trained:
         )
 
     def distill(
-        self, scores: Sequence[str] = ("tracin",), folder: Path | None = None, workers: int = 1, **settings: Any
+        self, scores: str | Sequence[str] = ("tracin",), folder: Path | None = None, workers: int = 1, **settings: Any
     ) -> dict[str, Any]:
         """What smaller training sets cost, reduced by these scores and at random: `hepx.influence.distill`.
 
@@ -253,7 +271,12 @@ class Trained:
         outcomes = execute(study, folder or self.run.folder / "influence" / "distill", workers)
         truth, notes = self._truth()
         _, _, categories = examine(self.train, self.settings.seed, TaxonomySettings(), truth)
-        return {"settings": made.model_dump(), "scores": list(scores), "notes": notes, **describe(study, outcomes)} | {
+        return {
+            "settings": made.model_dump(),
+            "scores": list(_several(scores)),
+            "notes": notes,
+            **describe(study, outcomes),
+        } | {
             "dropped": losses(study, categories),
             "categories": [{"name": one.name, "what": one.what, "by": one.by} for one in categories],
             "displays": first_dropped(study, self.predict(self.train), 2),
@@ -272,7 +295,7 @@ class Trained:
         score: str = "tracin",
         events: Selection = CONFUSED,
         limit: int = 200,
-        beside: Sequence[str | os.PathLike[str]] = (),
+        beside: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         cache: Path | None = None,
         **settings: Any,
     ) -> Question:
@@ -285,7 +308,7 @@ class Trained:
         """
         if score not in SCORES:
             raise ConfigError(f"unknown score '{score}'; {closest(score, SCORES)}")
-        made = parse(SCORES[score], settings, f"score '{score}'")
+        made, beside = parse(SCORES[score], settings, f"score '{score}'"), _several(beside)
         graphs = subsample(self.select(events), limit, self.settings.seed)
         query = events if isinstance(events, str) else "events chosen in a notebook"
         others = tuple(
@@ -399,7 +422,14 @@ def _mask(chosen: Array, event_id: Array) -> Array:
     return np.isin(event_id, chosen)
 
 
+def _several(given: Any) -> Sequence[Any]:
+    """One name or path alone stands for a list of one."""
+    return (given,) if isinstance(given, str | os.PathLike) else given
+
+
 def _method(name: str, settings: dict[str, Any]) -> Method:
+    if not isinstance(name, str):
+        raise ConfigError(f"expected the name of a method, for example 'shapley', got {name!r}")
     if name not in METHODS:
         raise ConfigError(f"unknown method '{name}'; {closest(name, METHODS)}")
     return parse(METHODS[name], settings, f"method '{name}'")

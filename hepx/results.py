@@ -67,6 +67,10 @@ class EventTable:
     def __len__(self) -> int:
         return len(self.y)
 
+    def __repr__(self) -> str:
+        names = (", ".join(self.slots), len(self.observable_names), ", ".join(self.sample_names))
+        return "EventTable: {} events with {}; {} observables; samples {}".format(len(self), *names)
+
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
         """The events of all parts, in their order."""
@@ -85,6 +89,18 @@ class Result:
     """Base of the frozen results that are saved as .npz."""
 
     provenance: Provenance
+
+    def __init_subclass__(cls) -> None:
+        """A frozen dataclass that would print all of its arrays prints what it is instead."""
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        note = getattr(self, "note", "")
+        return f"{type(self).__name__} by {self.provenance.method}: {self.about()}" + (f" ({note})" if note else "")
+
+    def about(self) -> str:
+        """What it is, its sizes and its unit, in a line."""
+        raise NotImplementedError
 
     def save(self, path: Path) -> None:
         """Write an .npz with one entry per array and the names as JSON in `meta`."""
@@ -122,6 +138,12 @@ class EventResult(Result):
     error: Array | None
     score: Array
     note: str
+
+    def about(self) -> str:
+        """What it is, its sizes and its unit, in a line."""
+        shape, unit = list(self.values.shape), getattr(self, "unit", "log-odds of signal")
+        names, samples = (", ".join(n) for n in (getattr(self, "players", self.events.slots), self.events.sample_names))
+        return f"{len(self.events)} events of {samples}; values {shape} of {names} in {unit}"
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -239,6 +261,11 @@ class Importance(Result):
     num_events: int
     provenance: Provenance
 
+    def about(self) -> str:
+        """What it is, its sizes and its unit, in a line."""
+        groups = ", ".join(self.players)
+        return f"AUC {self.auc:.4f} of {self.num_events} events; its change when {groups} are exchanged between events"
+
 
 @dataclass(frozen=True)
 class ResponseCurve(Result):
@@ -262,6 +289,12 @@ class ResponseCurve(Result):
     null: Array
     sample_names: tuple[str, ...]
     provenance: Provenance
+
+    def about(self) -> str:
+        """What it is, its sizes and its unit, in a line."""
+        span = f"{self.points[0]:g} to {self.points[-1]:g} {self.unit}"
+        samples = ", ".join(self.sample_names)
+        return f"mean score (log-odds of signal) of {samples} at {len(self.points)} points of {self.observable}, {span}"
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,11 @@ class Influence(Result):
     own_error: Array | None
     provenance: Provenance
 
+    def about(self) -> str:
+        """What it is, its sizes and its unit, in a line."""
+        queries = f", their effect on {len(self.events)} events ({self.query})" if self.mean is not None else ""
+        return f"{len(self.train_id)} training events{queries}; in a unit of its own, only ratios mean something"
+
     def to_pandas(self) -> Any:
         """A pandas.DataFrame with one row per training event and the event number as index: sample, label, weight,
         loss_weight, observables (GeV, rad), and what the score has of own, mean and mean_error."""

@@ -19,6 +19,7 @@ from hepx.errors import ConfigError, DataError, ResultError
 from hepx.graph import GraphBatch
 from hepx.influence import SCORES, Score, Task
 from hepx.influence.groups import Grouping, Question
+from hepx.influence.output import lines
 from hepx.models import build_model
 from hepx.models.deepsets import DeepSetsSettings
 from hepx.notebook import Trained, open_run
@@ -206,6 +207,14 @@ def test_shards_make_the_same_bytes(run: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_run_in_a_notebook(trained: Trained) -> None:
     found = trained.influence("representation", "label == 0", limit=20)
+    assert repr(found).startswith(
+        f"Influence by representation: {len(trained.train)} training events, their effect on 20 "
+    )
+    assert len(repr(found)) < 300
+    assert any("unit is the score's own" in line for line in lines(found))
+    assert list(trained.scores_of_training("loss")) == ["loss"]
+    alone = trained.influence("loss")
+    assert "mean loss of an event" in lines(alone)[1]
     frame = found.to_pandas()
     assert len(frame) == len(trained.train)
     assert frame.index.name == "event_id"

@@ -15,6 +15,7 @@ import torch
 
 import hepx
 from hepx.errors import ConfigError, DataError, ResultError
+from hepx.faithfulness import COLUMNS, lines
 from hepx.graph import RAW_FEATURES, from_arrays
 from hepx.metrics import weighted_mean
 from hepx.models import MODELS, build_model
@@ -170,6 +171,43 @@ def test_errors_are_sentences(run: Trained, folder: Path, tmp_path: Path) -> Non
         hepx.load(tmp_path / "none")
     with pytest.raises(ResultError, match="has no result 'shapley'"):
         run.load("shapley")
+
+
+def test_what_is_printed_is_short_and_says_what_it_is(run: Trained) -> None:
+    """Whatever is the last line of a cell: kind, sizes, unit, folder; not the arrays."""
+    number = len(run.test)
+    assert repr(run).startswith(f"run '{run.settings.name}' in {run.run.folder}: {run.settings.model.name}, ")
+    assert "signal, ttbar, singletop" in repr(run)
+    assert repr(run.test).startswith(f"GraphBatch: {number} events with b1, b2, j3, lepton, met; ")
+    shapley, response = run.explain("shapley", limit=20, draws=2), run.explain("response", limit=20, points=3)
+    assert repr(shapley) == (
+        "Explanation by shapley: 20 events of signal, ttbar, singletop; values [20, 5] of b1, b2, j3, lepton, met "
+        "in log-odds of signal"
+    )
+    assert "at 3 points of mbb, 40 to 260 GeV" in repr(response)
+    others = [run.explain(name, limit=20) for name in ("permutation_importance", "edge_knockout")]
+    for one in (run, run.test, shapley, response, *others, shapley.events):
+        assert len(repr(one)) < 800
+        assert "array(" not in repr(one)
+        assert "tensor(" not in repr(one)
+
+
+def test_one_name_stands_for_a_list_of_one_and_arrays_are_no_graphs(run: Trained, toys: Any) -> None:
+    found = run.validate("saliency", limit=20)
+    assert "saliency" in found["methods"]
+    text = "\n".join(lines(found))
+    assert "on 20 test events; ratios and shares, without unit" in text
+    assert all(name.replace("_", " ").split()[0] in text.split("on 20")[1] for name in COLUMNS)
+    with pytest.raises(ConfigError, match="unknown method 's'; "):
+        run.validate(["s"], limit=20)
+    with pytest.raises(ConfigError, match=r"predict: expected graphs, such as run.test .*, got ndarray"):
+        run.predict(np.zeros((3, 5)))  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"predict: expected graphs of bjet, bjet, jet, lepton, met, as in the training, got"
+    ):
+        run.predict(from_arrays(np.ones((2, 1, len(RAW_FEATURES))), np.ones((2, 1)), {"met": "met"}))
+    with pytest.raises(ConfigError, match=r"expected the name of a method, for example 'shapley', got \['shapley'\]"):
+        run.explain(["shapley"])  # type: ignore[arg-type]
 
 
 def test_a_model_and_arrays_are_enough(toys: Any) -> None:
