@@ -182,7 +182,9 @@ def _explain(settings: type[BaseModel], problem: dict[str, Any]) -> str:
     key = ".".join(shown)
     if problem["type"] == "extra_forbidden":
         known = around.model_fields if isinstance(around, type) and issubclass(around, BaseModel) else {}
-        return f"unknown key '{key}'; {closest(shown[-1], known)}"
+        name, colon, _ = shown[-1].partition(":")
+        mend = f"write a blank after the colon, '{name}: …'" if colon and name in known else closest(shown[-1], known)
+        return f"unknown key '{key}'; {mend}"
     if problem["type"] == "missing":
         return f"key '{key}' is missing; add it"
     context = problem.get("ctx", {})

@@ -52,8 +52,12 @@ def closest(word: str, choices: Iterable[str], number: int = 3) -> str:
     "closest: 'jet_MV2c20'"
     >>> closest("zzz", ["a", "b"])
     'known: a, b'
+    >>> closest("zzz", [])
+    'there are none'
     """
     names = list(choices)
+    if not names:
+        return "there are none"
     found = difflib.get_close_matches(word, names, n=number, cutoff=0.6)
     if found:
         return "closest: " + ", ".join(f"'{name}'" for name in found)

@@ -129,5 +129,5 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any], expression: str) -> Any
             return _FUNCTIONS[name](inner(argument))
     raise ConfigError(
         f"selection '{expression}': '{ast.unparse(node)}' is not allowed; "
-        "use names, numbers, comparisons, and/or/not, + - * / %, abs(), log() and sqrt()."
+        "use names (without quotes), numbers, comparisons, and/or/not (no & and |), + - * / %, abs(), log() and sqrt()."
     )

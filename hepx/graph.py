@@ -158,7 +158,9 @@ class GraphBatch:
         return f"GraphBatch: {len(self)} events with {slots}; {number} observables; samples {samples}"
 
     def __getitem__(self, index: Any) -> GraphBatch:
-        """Events at `index`: a slice, a mask or positions."""
+        """Events at `index`: a slice, a mask, positions, or one position."""
+        if isinstance(index, int | np.integer):
+            index = slice(range(len(self))[index], range(len(self))[index] + 1)
         if isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim == 1:
             return self._map(lambda tensor: tensor.index_select(0, index))  # several times faster than tensor[index]
         return self._map(lambda tensor: tensor[index])

@@ -116,6 +116,8 @@ class Trained:
                 f"predict: expected graphs, such as run.test or run.select('mbb > 100'), got {type(graphs).__name__}. "
                 "hepx.graph.from_arrays makes graphs of arrays."
             )
+        if len(graphs) == 0:
+            return np.zeros(0, dtype=np.float32)
         known = self.run.store().layout.types
         if graphs.layout.types != known:
             wanted, got = (", ".join(types) for types in (known, graphs.layout.types))
@@ -130,6 +132,8 @@ class Trained:
         for a wrong expression or mask, DataError if no event is selected or an event number is not among them.
         """
         if isinstance(events, GraphBatch):
+            if len(events) == 0:
+                raise DataError("events: these graphs hold no events.")
             return events
         graphs = self.run.store().load("test", variation) if variation else self.test
         if events is None:
@@ -169,6 +173,8 @@ class Trained:
         stopped. A network of shuffled labels is used if the run has one (nulls/). Raises ConfigError if a run beside is
         of another layout, DataError if it was trained on these events.
         """
+        if limit < 1:
+            raise ConfigError(f"limit: expected a number not below 1, got {limit}")
         methods, beside = _several(methods), _several(beside)
         known = {one.result: one for one in self.settings.explain if not one.variation}
         known |= {name: _method(name, {}) for name in methods if name not in known}

@@ -102,14 +102,14 @@ class Result:
         """What it is, its sizes and its unit, in a line."""
         raise NotImplementedError
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write an .npz with one entry per array and the names as JSON in `meta`."""
-        save_npz(self, path)
+        save_npz(self, Path(path))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Inverse of `save`; ResultError if the file is not such a result."""
-        return load_npz(cls, path)
+        return load_npz(cls, Path(path))
 
     def to_pandas(self) -> Any:
         """A pandas.DataFrame. Of events: one row each, with the event number as index, to be joined to any table.

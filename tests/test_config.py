@@ -61,6 +61,11 @@ def test_overrides_come_last_and_reach_into_lists(tmp_path: Path) -> None:
         ("train=3", r"'train': expected keys with values, got 3$"),
         ("name=3", r"'name': expected text, got 3$"),
         ("data.samples={}", r"'data.samples': expected a list of at least 1, got {}$"),
+        (
+            "insides.nulls={untrained:2}",
+            r"unknown key 'insides.nulls.untrained:2'; write a blank after the colon, 'untr",
+        ),
+        ("insides.nulls={untrainedd:2}", r"unknown key 'insides.nulls.untrainedd:2'; closest: 'untrained'$"),
         ("model={dim: 3}", r"key 'model.name' is missing; add it$"),
         ("explain.0.method=shap", r"'explain.0': unknown method 'shap'; expected one of 'shapley', "),
         ("model.name=mgt", r"'model'.*'mgt'.*'moe_graph_transformer'"),

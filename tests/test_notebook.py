@@ -88,6 +88,8 @@ def test_an_expression_selects_what_it_says(run: Trained) -> None:
         ("sample == tbar", ConfigError, "closest: 'ttbar'"),
         ("score", ConfigError, "is a number, not a condition"),
         ("__import__('os')", ConfigError, "is not allowed"),
+        ("sample == 'ttbar'", ConfigError, "use names (without quotes)"),
+        ("(mbb > 100) & (met > 200)", ConfigError, "and/or/not (no & and |)"),
         ("score > 1e9", DataError, "none of the"),
         (np.ones(3, dtype=bool), ConfigError, "a mask of shape"),
         (np.array([0.5]), ConfigError, "expected an expression, a mask or event numbers"),
@@ -208,6 +210,29 @@ def test_one_name_stands_for_a_list_of_one_and_arrays_are_no_graphs(run: Trained
         run.predict(from_arrays(np.ones((2, 1, len(RAW_FEATURES))), np.ones((2, 1)), {"met": "met"}))
     with pytest.raises(ConfigError, match=r"expected the name of a method, for example 'shapley', got \['shapley'\]"):
         run.explain(["shapley"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="limit: expected a number not below 1, got 0"):
+        run.validate("saliency", limit=0)
+
+
+def test_one_event_and_none(run: Trained) -> None:
+    """A position is one event, counted from the end too; of no events there are no scores and no explanation."""
+    assert run.predict(run.test[3]) == pytest.approx(run.score[3], abs=1e-5)
+    assert run.test[-1].event_id.tolist() == run.test.event_id[-1:].tolist()
+    with pytest.raises(IndexError):
+        run.test[len(run.test)]
+    assert run.predict(run.test[:0]).shape == (0,)
+    with pytest.raises(DataError, match="these graphs hold no events"):
+        run.explain("shapley", run.test[:0])
+    with pytest.raises(ConfigError, match="unknown variation 'jes'; there are none"):
+        run.select(variation="jes")
+
+
+def test_a_result_is_saved_where_a_text_says(run: Trained, tmp_path: Path) -> None:
+    found = run.explain("shapley", limit=5, draws=2)
+    found.save(str(tmp_path / "mine.npz"))
+    np.testing.assert_array_equal(type(found).load(str(tmp_path / "mine.npz")).values, found.values)
+    with pytest.raises(ResultError, match="there is no result"):
+        type(found).load(str(tmp_path / "none.npz"))
 
 
 def test_a_model_and_arrays_are_enough(toys: Any) -> None:

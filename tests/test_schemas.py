@@ -591,7 +591,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "one absurd pt": (changed("lep_pt", with_value(1e7)), "pt of leptons of .* are above 100 TeV"),
     "absurd energy": (changed("jet_e", with_value(1e12)), "jet_e of .* are beyond any collider"),
     "zero sum of weights": (changed("sum_of_weights", lambda values: values * 0), "sum_of_weights is zero"),
-    "infinite weight": (changed("mcWeight", with_value(np.inf)), "weight of .* are NaN or infinite"),
+    "infinite weight": (
+        changed("mcWeight", with_value(np.inf)),
+        r"weight of .*branch mcWeight.: .* are NaN or infinite",
+    ),
     "negative event number": (changed("eventNumber", lambda values: -values), "event numbers must lie in"),
     "damaged RNTuple": (
         broken_rntuple,

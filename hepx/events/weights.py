@@ -31,7 +31,12 @@ def event_weights(columns: Columns, schema: Schema, sample: SampleSettings, lumi
         for name in FACTORS:
             factor = _factor(columns, schema, sample, name)
             weight = weight / factor if name == "sum_of_weights" else weight * factor
-    require_finite(weight, f"weight of {columns.where}")
+    if not np.isfinite(weight).all():
+        branches = [*schema.weights, *(one for one in vars(schema.normalization).values() if isinstance(one, str))]
+        of = [one for one in branches if one in columns and not np.isfinite(columns.per_event(one)).all()]
+        require_finite(
+            weight, f"weight of {columns.where} (branch {', '.join(of)})" if of else f"weight of {columns.where}"
+        )
     return weight
 
 
