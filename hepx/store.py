@@ -167,7 +167,7 @@ def _describe(job: Job, tasks: Sequence[Task], parts: dict[str, Part], variation
 
 
 def skipped(folder: Path) -> dict[str, list[Any]]:
-    """The files that the conversion in `folder` left out, path -> identity."""
+    """The files that the conversion in `folder` left out, path -> identity (without the name)."""
     noted = folder / SKIPPED
     with files.reading(noted):
         return dict(files.read_json(noted)) if noted.exists() else {}
@@ -175,7 +175,7 @@ def skipped(folder: Path) -> dict[str, list[Any]]:
 
 def _note_skipped(job: Job, paths: Sequence[str]) -> None:
     if paths:
-        files.write_json(job.folder / SKIPPED, {path: identity_if_any(locate(path, job.root)) for path in paths})
+        files.write_json(job.folder / SKIPPED, {path: identity_if_any(locate(path, job.root))[1:] for path in paths})
     else:
         (job.folder / SKIPPED).unlink(missing_ok=True)
 
@@ -185,7 +185,9 @@ def _skipping(job: Job, execution: Execution) -> Callable[[str], bool]:
     known = skipped(job.folder)
 
     def may_skip(path: str) -> bool:
-        return execution.skip_bad_files or (path in known and known[path] == identity_if_any(locate(path, job.root)))
+        if execution.skip_bad_files or path not in known:
+            return execution.skip_bad_files
+        return known[path] == identity_if_any(locate(path, job.root))[1:]
 
     return may_skip
 
