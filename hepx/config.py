@@ -96,7 +96,8 @@ def load(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"config '{path}': {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"config '{path}' holds a {type(values).__name__}; expected a mapping of keys to values.")
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise ConfigError(f"config '{path}' {found}; expected a mapping of keys to values.")
     override(values, overrides)
     return values
 

@@ -364,6 +364,11 @@ def _cutflow(
         if flow[-1]["events"] == 0:
             steps = ", ".join(f"{cut['name']}: {cut['events']}" for cut in flow)
             raise DataError(f"sample '{name}'{under}: the selection leaves no event ({steps}). Loosen data.select.")
+        if flow[-1]["error"] == 0:  # √Σw²
+            raise DataError(
+                f"sample '{name}'{under}: the weights of all {flow[-1]['events']} selected events are 0, so they stand "
+                "for nothing. Mend weights and normalization of the schema, or give the numbers in the config."
+            )
     return flows
 
 

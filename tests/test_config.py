@@ -91,6 +91,10 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: 1\nb: [1\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(tmp_path / "a.yaml")
+    for text, kind in (("", "is empty"), ("- a", "holds a list")):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=f"a.yaml' {kind}; expected a mapping of keys to values"):
+            load(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("a: 1\na: 2\n")
     with pytest.raises(ConfigError, match="key 'a' is given twice"):
         load(tmp_path / "b.yaml")

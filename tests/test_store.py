@@ -356,6 +356,24 @@ def _with_damaged_baskets(content: bytes) -> bytes:
     return content[:first] + b"\xff" * (last - first) + content[last:]
 
 
+def test_a_sample_whose_weights_are_all_zero_is_refused(
+    roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is converted, not after the training; weights that merely cancel, or some zeros, are no such thing."""
+    columns = _columns
+
+    def weighted(share: float) -> Path:
+        def changed(rng: np.random.Generator, first: int, n: int, channel: int) -> dict[str, ak.Array]:
+            return {**columns(rng, first, n, channel), "mcWeight": (np.arange(n) < share * n).astype(np.float32)}
+
+        monkeypatch.setitem(globals(), "_columns", changed)
+        return write_events(tmp_path / f"{share}.root", 700, channel=410000)
+
+    with pytest.raises(DataError, match=r"sample 'background': the weights of all \d+ selected events are 0"):
+        convert(settings(str(roots / "s0.root"), str(weighted(0))), GraphSettings(), tmp_path / "d")
+    assert len(convert(settings(str(roots / "s0.root"), str(weighted(0.1))), GraphSettings(), tmp_path / "d").load())
+
+
 def test_repeated_events_are_found_in_several_passes(
     roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
