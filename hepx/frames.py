@@ -17,7 +17,9 @@ def to_pandas(result: Result) -> Any:
     pandas = _pandas()
     if isinstance(result, EventResult):
         index = pandas.Index(result.events.event_id, name="event_id")
-        return pandas.DataFrame(_of_events(result), index=index)
+        frame = pandas.DataFrame(_of_events(result), index=index)
+        frame.attrs |= {"method": result.provenance.method, "unit": result.unit}
+        return frame
     if isinstance(result, Importance):
         return pandas.DataFrame(_of_groups(result), index=pandas.Index(result.players, name="group"))
     assert isinstance(result, ResponseCurve)

@@ -225,12 +225,16 @@ class Referee:
         if key not in self._cache:
             self._cache[key] = (0.0, judged(self.reference))
         changes = np.mean([judged(score) - self._cache[key][1] for score in scores], axis=0)
-        return {"delta_z": _finite(changes[0]), "delta_z_error": _spread(changes[1:])}
+        return {"delta_z": _finite(changes[0]), "delta_z_error": spread(changes[1:])}
 
     def overall(self, scores: Sequence[Array]) -> tuple[float | None, float | None]:
         """Mean ΔAUC of the changed scores in all events, and its error."""
         delta, replicas = self.change(scores, EVERYWHERE, None)
-        return _finite(delta), _spread(replicas)
+        return _finite(delta), spread(replicas)
+
+    def everywhere(self, kind: str, layer: int, index: int, scores: Sequence[Array]) -> list[Effect]:
+        """What a change does in all events, and nowhere else."""
+        return [Effect(kind, layer, index, EVERYWHERE, *self.overall(scores))]
 
     def effects(self, kind: str, layer: int, index: int, scores: Sequence[Array]) -> list[Effect]:
         """What a change (or the mean of several) does: in all events, to each background process, in each region."""
@@ -238,11 +242,11 @@ class Referee:
         for where, mask in {EVERYWHERE: None, **self.processes()}.items():
             delta, replicas = self.change(scores, where, mask)
             significance = self.change_of_significance(scores, where, mask)
-            found.append(Effect(kind, layer, index, where, _finite(delta), _spread(replicas), **significance))
+            found.append(Effect(kind, layer, index, where, _finite(delta), spread(replicas), **significance))
         for where, mask in self.regions.items():
             inside, outside = (self.change(scores, name, m) for name, m in ((where, mask), (f"not {where}", ~mask)))
-            chosen = [_selectivity(inside[0], outside[0]), _spread(_selectivity(inside[1], outside[1]))]
-            values = (_finite(inside[0]), _spread(inside[1]), _finite(outside[0]), _spread(outside[1]))
+            chosen = [_selectivity(inside[0], outside[0]), spread(_selectivity(inside[1], outside[1]))]
+            values = (_finite(inside[0]), spread(inside[1]), _finite(outside[0]), spread(outside[1]))
             significance = self.change_of_significance(scores, where, mask)
             found.append(Effect(kind, layer, index, where, *values, _finite(chosen[0]), chosen[1], **significance))
         return found
@@ -259,7 +263,8 @@ def _finite(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _spread(replicas: Array) -> float | None:
+def spread(replicas: Array) -> float | None:
+    """Standard deviation of bootstrap replicas; None if half of them or more are undefined."""
     good = replicas[np.isfinite(replicas)]
     return float(good.std()) if 2 * len(good) > len(replicas) else None
 

@@ -19,6 +19,8 @@ from hepx import files
 from hepx.errors import ResultError
 
 Array = npt.NDArray[Any]
+FORMAT = 2
+"""Of saved results: it rises when they hold something else; `hepx explain` makes those of another format again."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,9 @@ class Result:
         """A pandas.DataFrame. Of events: one row each, with the event number as index, to be joined to any table.
 
         Columns: sample, label, weight, observables (GeV, rad), score, baseline_score, attribution_… and error_… in the
-        unit of the values, completeness_error; interaction_… and faith_… of pairs and objects, where the method has
-        them. NaN where an object is absent. Of an Importance one row per group of features, of a ResponseCurve one per
-        process and point, with the fields as columns.
+        unit of the values (in `.attrs`, which a parquet file keeps), completeness_error; interaction_… and faith_… of
+        pairs and objects, where the method has them. NaN where an object is absent. Of an Importance one row per group
+        of features, of a ResponseCurve one per process and point, with the fields as columns.
         """
         from hepx import frames
 
@@ -137,6 +139,7 @@ class EventResult(Result):
     values: Array
     error: Array | None
     score: Array
+    unit: str
     note: str
 
     def about(self) -> str:
@@ -163,7 +166,11 @@ def relative_error(gap: Array | None, score: Array, baseline_score: Array | None
 
 @dataclass(frozen=True)
 class Explanation(EventResult):
-    """Attributions in units of the score (log-odds of the target class).
+    """Attributions to objects or to their features.
+
+    unit: of values, error and null: `logit`, parts of the score (log-odds of the target class); or `logit per σ`, the
+    change of the score with a feature, for its standard deviation among the baseline events: features can be compared
+    with each other, but their values add up to nothing.
 
     values [B, N] (objects) or [B, N, F] (raw features), 0 where absent; error: standard error over the draws of the
     method, same shape, 0 where the baseline is not random, None for a method without draws; score [B]; baseline_score
@@ -182,6 +189,7 @@ class Explanation(EventResult):
     completeness_error: Array | None
     interactions: Array | None
     interactions_error: Array | None
+    unit: str
     provenance: Provenance
     faith: Array | None = None
     faith_error: Array | None = None
@@ -196,7 +204,7 @@ class Explanation(EventResult):
 
 @dataclass(frozen=True)
 class GroupExplanation(EventResult):
-    """Attributions to groups of features, in units of the score.
+    """Attributions to groups of features, in `unit`: that of the score, logit.
 
     values [B, P] of the groups `players`, 0 where no object of the group is present; members: the features of each
     group, as slot.feature joined by blanks; the rest as in Explanation, with P for N.
@@ -212,6 +220,7 @@ class GroupExplanation(EventResult):
     completeness_error: Array
     interactions: Array
     interactions_error: Array
+    unit: str
     provenance: Provenance
     note: str = ""
 
@@ -369,7 +378,7 @@ def _joined(parts: Sequence[Provenance]) -> Provenance:
 def save_npz(result: Any, path: Path) -> None:
     """Write a frozen result: one entry per array, everything else as JSON in `meta`."""
     arrays: dict[str, Array] = {}
-    meta: dict[str, Any] = {"type": type(result).__name__}
+    meta: dict[str, Any] = {"type": type(result).__name__, "format": FORMAT}
     for field in fields(result):
         value = getattr(result, field.name)
         if isinstance(value, EventTable):
@@ -404,7 +413,24 @@ def load_npz(cls: Any, path: Path) -> Any:
         if meta.get("type") != cls.__name__:
             raise ResultError(f"'{path}' holds a {meta.get('type')}; expected {cls.__name__}.")
         values = {**meta, **{name: file[name] for name in file.files if name != "meta"}}
+    missing = [name for name in _names(cls) if name not in values]
+    if missing:
+        raise ResultError(
+            f"'{path}' was written by another version: {cls.__name__} lacks {', '.join(missing)}. Run the stage that "
+            "writes it again (`hepx explain RUN`)."
+        )
     return _build(cls, values)
+
+
+def _names(cls: Any) -> list[str]:
+    """Names of all that a file of such a result holds."""
+    own = [field.name for field in fields(cls) if field.name != "events"]
+    return own + ([field.name for field in fields(EventTable)] if len(own) < len(fields(cls)) else [])
+
+
+def save_json(result: Any, path: Path) -> None:
+    """Write a frozen result whose fields are numbers, words and tables."""
+    files.write_json(path, {"format": FORMAT, **asdict(result)})
 
 
 def load_event_result(path: Path) -> EventResult:
@@ -425,17 +451,25 @@ def kind_of(path: Path) -> str:
 
 def read_provenance(path: Path) -> Provenance:
     """Where a saved .npz or .json result comes from, without loading its arrays."""
+    return Provenance(**_meta(path)["provenance"])
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    """What a saved .npz or .json result holds beside arrays."""
     if path.suffix == ".json":
-        return Provenance(**files.read_json(path)["provenance"])
+        return dict(files.read_json(path))
     with files.reading(path), path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-        return Provenance(**json.loads(str(file["meta"]))["provenance"])
+        return dict(json.loads(str(file["meta"])))
 
 
 def is_result_of(path: Path, provenance: Provenance) -> bool:
-    """Whether a saved result is there and was made with the same method, settings, model, data and seed."""
+    """Whether a saved result is there, of this format, made with the same method, settings, model, data and seed."""
     if not path.exists():
         return False
-    found = read_provenance(path)
+    meta = _meta(path)
+    found = Provenance(**meta["provenance"])
+    if meta.get("format") != FORMAT:
+        return False
     same = ("method", "settings", "checkpoint", "data", "seed", "version")
     return all(getattr(found, name) == getattr(provenance, name) for name in same)
 
@@ -448,6 +482,6 @@ def _build(cls: Any, values: dict[str, Any]) -> Any:
         elif field.name == "provenance":
             arguments[field.name] = Provenance(**values["provenance"])
         else:
-            value = values.get(field.name)
+            value = values[field.name]
             arguments[field.name] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)

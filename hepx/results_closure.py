@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from hepx import files
-from hepx.results import Provenance
+from hepx.results import Provenance, save_json
 from hepx.results_network import from_json
 
 
@@ -102,7 +101,7 @@ class Closure:
 
     def save(self, path: Path) -> None:
         """Write JSON."""
-        files.write_json(path, asdict(self))
+        save_json(self, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -7,7 +7,7 @@ of a table, Q pair quantities. A null network is of the same settings: `untraine
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hepx import files
 from hepx.errors import ResultError
-from hepx.results import Provenance, load_npz, save_npz
+from hepx.results import FORMAT, Provenance, load_npz, save_json, save_npz
 
 Array = npt.NDArray[Any]
 
@@ -56,8 +56,8 @@ class AttentionMap:
 
     Maps, weighted means over the events that have both objects: mean, error [P, L, H, N, N] (row looks at column);
     null, shuffled [P, L, H, N, N]: the same of one untrained and one shuffled network (NaN without one);
-    value_norm [P, L, H, N, N]: mean length ‖A_ij W_o v_j‖ of what is carried; rollout [P, L, N, N]: attention through
-    the layers up to this one. num_events [P].
+    value_norm [P, L, H, N, N]: mean length ‖A_ij W_o v_j‖ of what is carried (unit of the states); rollout
+    [P, L, N, N]: attention through the layers up to this one; both with …_error, …_null and …_shuffled. num_events [P].
 
     Numbers per head [L, H], their nulls [R, L, H]: entropy H/ln n (1: looks everywhere alike) with its error, and
     slot_share: share of the variance of the weights that the slot pair alone explains (1: every event looks alike).
@@ -67,7 +67,9 @@ class AttentionMap:
     logit_shares [L, H, 4]: shares of the variance of the attention logit due to type × type, type × kinematics,
     kinematics × kinematics and pair bias (sum 1); their nulls [R, L, H, 4].
 
-    sinks: rows of `Sink`; knock_out: effect of each head replaced by its mean output. null_kinds [R]; null_auc [R].
+    sinks: rows of `Sink`; knock_out: effect of each head replaced by its mean output. sinks_null, knock_out_null [R]:
+    the same rows of every null network, interventions (all events) in the first of each kind only: else no effect in a
+    sink, and no rows. null_kinds [R]; null_auc [R].
     """
 
     mean: Array
@@ -75,7 +77,13 @@ class AttentionMap:
     null: Array
     shuffled: Array
     value_norm: Array
+    value_norm_error: Array
+    value_norm_null: Array
+    value_norm_shuffled: Array
     rollout: Array
+    rollout_error: Array
+    rollout_null: Array
+    rollout_shuffled: Array
     num_events: Array
     entropy: Array
     entropy_error: Array
@@ -90,7 +98,9 @@ class AttentionMap:
     logit_shares: Array
     logit_shares_null: Array
     sinks: tuple[Sink, ...]
+    sinks_null: tuple[tuple[Sink, ...], ...]
     knock_out: tuple[Effect, ...]
+    knock_out_null: tuple[tuple[Effect, ...], ...]
     null_kinds: tuple[str, ...]
     null_auc: Array
     slots: tuple[str, ...]
@@ -105,10 +115,13 @@ class AttentionMap:
     def load(cls, path: Path) -> Self:
         """Inverse of `save`."""
         found = load_npz(cls, path)
-        if any(getattr(found, field.name) is None for field in fields(cls)):
-            raise ResultError(f"'{path}' does not hold an {cls.__name__} of this version. Run `hepx explain` again.")
-        sinks, effects = tuple(Sink(**row) for row in found.sinks), tuple(Effect(**row) for row in found.knock_out)
-        return replace(found, sinks=sinks, knock_out=effects)
+        rows = {"sinks": Sink, "knock_out": Effect}
+        tables = {name: tuple(kind(**row) for row in getattr(found, name)) for name, kind in rows.items()}
+        nulls = {
+            f"{name}_null": tuple(tuple(kind(**row) for row in one) for one in getattr(found, f"{name}_null"))
+            for name, kind in rows.items()
+        }
+        return replace(found, **tables, **nulls)
 
 
 @dataclass(frozen=True)
@@ -118,7 +131,7 @@ class Sink:
     ratio: weighted mean of (attention received from another object) × (number of objects that one may look at): 1 is
     chance; share: weighted share of the events in which it exceeds 2; value_ratio: mean length of what the column
     carries over that of the other columns; is_sink: much looked at (share > 0.8) and little carried (value_ratio < 1).
-    effect: the AUC when the head cannot look there.
+    delta_auc: of hiding the column from the head, with its paired bootstrap error.
     """
 
     layer: int
@@ -259,7 +272,7 @@ class ExpertReport:
 
     def save(self, path: Path) -> None:
         """Write JSON."""
-        files.write_json(path, asdict(self))
+        save_json(self, path)
 
     @classmethod
     def load_report(cls, path: Path) -> Self:
@@ -308,7 +321,7 @@ class Erasure:
     """A concept made unreadable for every linear probe at one layer (LEACE, arXiv:2306.03819).
 
     delta_auc: change of the AUC; control: the same when the concept's values are permuted among the events before (an
-    erasure of equal rank). before, after: R² of a linear probe on other events.
+    erasure of equal rank). before, after: R² of a linear probe on other events, None where there are too few.
     """
 
     layer: int
@@ -318,51 +331,64 @@ class Erasure:
     error: float | None
     control: float | None
     control_error: float | None
-    before: float
-    after: float
+    before: float | None
+    before_error: float | None
+    after: float | None
+    after_error: float | None
 
 
 @dataclass(frozen=True)
 class Dictionary:
     """A sparse dictionary of node states beside PCA and the neurons at equal sparsity.
 
-    unexplained: share of the variance not reconstructed from `active` coefficients, on events not fitted on; readable:
-    observable -> largest |rank correlation| of a single coefficient with it, inside a node slot.
+    network: whose states: trained, untrained or shuffled. unexplained: share of the variance not reconstructed from
+    `active` coefficients, on events not fitted on, None where their weights cancel; readable: observable -> largest
+    |rank correlation| of a single coefficient with it, inside a node slot. Errors: bootstrap of the events.
     """
 
+    network: str
     layer: int
     kind: str
     size: int
     active: int
-    unexplained: float
+    unexplained: float | None
+    error: float | None
     dead: int
     readable: dict[str, float]
+    readable_error: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Sparsity:
     """How many hidden units can be switched off, smallest first: the critical sparsity (arXiv:2509.00454).
 
-    critical: the largest share of units set to 0 that keeps 99 % of the AUC, 1 if none is needed;
-    control: the same if the units are chosen at random. curve: [share, AUC] of what was tried. expert −1: all experts
-    of the layer.
+    network: trained, untrained or shuffled. critical: the largest share of units set to 0 that keeps 99 % of the AUC, 1
+    if none is needed; error: bootstrap of the events, and the steps of the scan; control: the same if the units are
+    chosen at random. curve: [share, AUC, error] of what was tried. expert −1: all experts of the layer.
     """
 
+    network: str
     layer: int
     expert: int
     critical: float
+    error: float
     control: float
+    control_error: float
     curve: list[list[float]]
 
 
 @dataclass(frozen=True)
 class Lens:
-    """AUC if the layers from this one on are left out and the network's own head reads the states."""
+    """AUC if the layers from this one on are left out and the network's own head reads the states, with its bootstrap
+    error; null, shuffled: the same of an untrained network and of one trained on shuffled labels (None without)."""
 
     layer: int
-    auc: float
-    error: float
-    null: float
+    auc: float | None
+    error: float | None
+    null: float | None
+    null_error: float | None
+    shuffled: float | None
+    shuffled_error: float | None
 
 
 @dataclass(frozen=True)
@@ -378,7 +404,7 @@ class Representation:
 
     def save(self, path: Path) -> None:
         """Write JSON."""
-        files.write_json(path, asdict(self))
+        save_json(self, path)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -390,7 +416,7 @@ class Representation:
 def from_json(cls: Any, path: Path, rows: dict[str, type]) -> Any:
     """A result that was saved as JSON, with tables of `rows`; ResultError if it is of another kind or version."""
     values = files.read_json(path)
-    if set(values) != {field.name for field in fields(cls)}:
+    if values.pop("format", None) != FORMAT or set(values) != {field.name for field in fields(cls)}:
         raise ResultError(f"'{path}' does not hold a {cls.__name__} of this version. Run `hepx explain` again.")
     for name, kind in rows.items():
         values[name] = [kind(**row) for row in values[name]]

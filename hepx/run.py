@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 
 import hepx
-from hepx import evaluate, files, store, train
+from hepx import evaluate, files, results, store, train
 from hepx.attribution import METHODS, Method, Shard, Subject, explain_blocks, merge_blocks, subsample
 from hepx.attribution.links import observable_links
 from hepx.closure import closure
@@ -409,6 +409,7 @@ class Run:
             "train": [settings.model.model_dump(mode="json"), settings.train.recipe(), settings.seed, weights],
             "evaluate": settings.evaluate.model_dump(mode="json"),
             "explain": [
+                results.FORMAT,
                 [method.model_dump(mode="json") for method in settings.explain],
                 settings.insides.model_dump(mode="json"),
                 settings.closure.model_dump(mode="json"),

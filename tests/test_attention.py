@@ -200,6 +200,32 @@ def test_maps_are_weighted_means(mixed: GraphBatch, network: Model, provenance: 
     np.testing.assert_array_equal(result.mean, result.null)  # the null is the network itself
     np.testing.assert_array_equal(result.entropy, result.entropy_null[0])
     assert np.isnan(result.shuffled).all()
+    for name in ("value_norm", "rollout"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(result, f"{name}_null"))
+        assert np.isnan(getattr(result, f"{name}_shuffled")).all()
+    assert result.sinks_null == (result.sinks,)
+    assert result.knock_out_null == (tuple(e for e in result.knock_out if e.where == "all events"),)
+
+
+def test_a_null_network_is_judged_as_itself(found: AttentionMap, mixed: GraphBatch, provenance: Provenance) -> None:
+    """Every number of a null network is that of the same network analysed as the trained one; the second of a kind is
+    observed, but nothing is taken out of it. Negative control: the two networks differ in each number."""
+    nulls = [Null("untrained", small_network(mixed, seed)) for seed in (3, 4)]
+    result = attention_map(small_network(mixed, 2), nulls, Referee(small_network(mixed, 2), mixed, 1, 1), provenance)
+    own = attention_map(nulls[0].model, nulls, Referee(nulls[0].model, mixed, 1, 1), provenance)
+    assert result is not None
+    assert own is not None
+    for name in ("value_norm", "rollout"):
+        np.testing.assert_array_equal(getattr(result, f"{name}_null"), getattr(own, name))
+        assert np.nanmax(np.abs(getattr(result, name) - getattr(own, name))) > 0.01
+        assert np.nanmin(getattr(result, f"{name}_error")) >= 0
+    assert result.sinks_null[0] == own.sinks != result.sinks
+    assert result.knock_out_null[0] == tuple(e for e in own.knock_out if e.where == "all events")
+    assert all(e.delta_auc is not None for e in result.knock_out_null[0])
+    assert [s.ratio for s in result.sinks_null[1]] == [s.ratio for s in found.sinks_null[1]]
+    assert {s.delta_auc for s in result.sinks_null[1]} == {None}
+    assert result.knock_out_null[1] == ()
+    assert all(s.delta_auc is not None for s in found.sinks_null[1])  # there the first shuffled one
 
 
 def test_result_survives_a_file_and_an_old_one_is_refused(found: AttentionMap, tmp_path: Path) -> None:
@@ -214,7 +240,7 @@ def test_result_survives_a_file_and_an_old_one_is_refused(found: AttentionMap, t
     assert len(found.sinks) == found.entropy.size
     with np.load(tmp_path / "attention.npz") as file:
         np.savez(tmp_path / "old.npz", **{name: file[name] for name in file.files if name != "entropy"})
-    with pytest.raises(ResultError, match="does not hold an AttentionMap of this version"):
+    with pytest.raises(ResultError, match=r"written by another version: AttentionMap lacks entropy\. Run"):
         AttentionMap.load(tmp_path / "old.npz")
 
 

@@ -460,7 +460,7 @@ def test_links_find_the_observable_and_not_the_shuffled_one(toys: GraphBatch, pr
     values = np.zeros((len(toys), 5))
     values[:, 0] = np.tanh((events.observable("mbb") - 120) / 60) + 0.1 * rng.normal(size=len(toys))
     zero = np.zeros(len(toys))
-    result = Explanation(events, values, values * 0, zero, zero, zero, None, None, provenance)
+    result = Explanation(events, values, values * 0, zero, zero, zero, None, None, "logit", provenance)
     links = {link.observable: link for link in observable_links(result)}
     assert links["mbb"].strength > 3 * links["mbb"].null
     assert links["mt"].strength == 0

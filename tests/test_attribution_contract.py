@@ -3,6 +3,7 @@ the rest of the batch, the dummy axiom; each with its negative control."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from hepx.graph import RAW_FEATURES, GraphBatch
 from hepx.models import Model, build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.inputs import turned
-from hepx.results import EventTable, Explanation, Provenance, ResponseCurve, Result
+from hepx.results import (
+    EventTable,
+    Explanation,
+    Provenance,
+    ResponseCurve,
+    Result,
+    is_result_of,
+    load_event_result,
+)
 
 PLAYERS = {"b": ["bjet.pt", "bjet.eta", "bjet.phi"], "met": ["met"], "lepton": ["lepton.pt"]}
 SMALL: dict[str, dict[str, Any]] = {
@@ -144,6 +153,57 @@ def test_explanations_turn_with_the_event(
     x[:, 4, 2] = torch.remainder(x[:, 4, 2] + 1.3 + torch.pi, 2 * torch.pi) - torch.pi
     moved: Any = make(name).explain(replace(subject, graphs=replace(subject.graphs, x=x)), provenance)
     assert np.abs(moved.values - result.values).max() > 0.05 * size
+
+
+UNITS = {"saliency": "logit per σ", "smooth_grad": "logit per σ", "gnn_explainer": "mask"}
+
+
+@pytest.mark.parametrize("name", ["saliency", "occlusion", "feature_groups", "edge_knockout", "gnn_explainer"])
+def test_values_have_the_unit_they_name(
+    name: str, results: dict[str, Result], subject: Subject, provenance: Provenance, toys: GraphBatch
+) -> None:
+    """Twice the score is twice a value in logits; negative control: the mask of an explainer is no share of it."""
+    assert {one: result.unit for one, result in results.items()} == dict.fromkeys(PER_EVENT, "logit") | UNITS  # type: ignore[attr-defined]
+    louder = make_model(toys)
+    with torch.no_grad():
+        louder.head[-1].weight *= 2
+        louder.head[-1].bias *= 2
+    result: Any = results[name]
+    values = make(name).explain(replace(subject, model=louder), provenance).values  # type: ignore[attr-defined]
+    doubled = np.allclose(values, 2 * result.values, rtol=1e-3, atol=1e-5)
+    assert doubled == result.unit.startswith("logit")
+
+
+def test_a_gradient_is_per_spread_of_its_feature(
+    results: dict[str, Result], subject: Subject, provenance: Provenance
+) -> None:
+    """Baseline events that spread twice as wide in one feature: twice the value there. All other features: the same."""
+    x = subject.baseline.x.clone()
+    x[:, 4, 0] = 2 * x[:, 4, 0] - x[:, 4, 0].mean()
+    wider = replace(subject, baseline=replace(subject.baseline, x=x))
+    expected = results["saliency"].values.copy()  # type: ignore[attr-defined]
+    assert expected[:, 4, 0].min() > 0
+    expected[:, 4, 0] *= 2
+    found: Any = make("saliency").explain(wider, provenance)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-4)
+
+
+def test_a_file_without_a_unit_is_refused_and_made_again(results: dict[str, Result], tmp_path: Path) -> None:
+    """As results were written before they had units. Negative control: the file as it is written now."""
+    result = results["saliency"]
+    new, old = tmp_path / "new.npz", tmp_path / "old.npz"
+    result.save(new)
+    assert load_event_result(new).unit == "logit per σ"
+    assert is_result_of(new, result.provenance)
+    with np.load(new) as file:
+        meta = json.loads(str(file["meta"]))
+        del meta["unit"], meta["format"]
+        np.savez(old, **{**{name: file[name] for name in file.files}, "meta": np.array(json.dumps(meta))})
+    with pytest.raises(
+        ResultError, match=r"another version: Explanation lacks unit. Run the stage .* \(`hepx explain RUN`\)"
+    ):
+        load_event_result(old)
+    assert not is_result_of(old, result.provenance)
 
 
 def permuted(graphs: GraphBatch, order: list[int]) -> GraphBatch:

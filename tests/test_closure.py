@@ -154,7 +154,7 @@ def test_weights_are_honoured() -> None:
 
 def explanation(graphs: GraphBatch, values: Array, provenance: Provenance) -> Explanation:
     zero = np.zeros(len(graphs))
-    return Explanation(event_table(graphs), values, 0 * values, zero, zero, zero, None, None, provenance)
+    return Explanation(event_table(graphs), values, 0 * values, zero, zero, zero, None, None, "logit", provenance)
 
 
 def test_means_regions_and_shifts(splits: Splits, provenance: Provenance) -> None:

@@ -142,6 +142,9 @@ def test_every_kind_of_result_has_a_table_and_a_figure(run: Trained, method: str
     assert len(table) == 8
     assert any(column.startswith("attribution_") for column in table)
     assert figure._repr_png_().startswith(b"\x89PNG")
+    assert table.attrs == {"method": method, "unit": "logit per σ" if method == "saliency" else "logit"}
+    labels = [axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes]
+    assert any(f"[{found.unit}]" in label for label in labels)
     if method == "feature_groups":
         name = next(name for name in found.events.sample_names if found.events.of_sample(name).any())
         chosen = found.events.of_sample(name)

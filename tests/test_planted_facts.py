@@ -154,7 +154,7 @@ def groups(graphs: GraphBatch, values: np.ndarray, provenance: Provenance) -> Gr
     members = ("lepton.pt", "lepton.eta", "met.pt met.phi")
     pairs = np.zeros((len(graphs), 3, 3))
     return GroupExplanation(
-        event_table(graphs), members, members, values, values, none, none, none, pairs, pairs, provenance
+        event_table(graphs), members, members, values, values, none, none, none, pairs, pairs, "logit", provenance
     )
 
 
@@ -178,7 +178,7 @@ def test_attributions_of_nothing_are_zero_within_errors(
     values = np.random.default_rng(3).normal(size=graphs.mask.shape)
     values[:, 0] += offset
     none = np.zeros(len(graphs))
-    result = Explanation(event_table(graphs), values, None, none, None, None, None, None, provenance)
+    result = Explanation(event_table(graphs), values, None, none, None, None, None, None, "logit", provenance)
     found = measure(MECHANISMS["null"], graphs, result, result, result).null
     assert found is not None
     assert low <= found <= high

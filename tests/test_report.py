@@ -23,7 +23,17 @@ from scipy import stats
 from hepx import files, metrics, report
 from hepx.errors import ResultError
 from hepx.kinematics import OBSERVABLES
-from hepx.report import closure, derive, explained, page, style, variations
+from hepx.report import (
+    closure,
+    derive,
+    explained,
+    figures_experts,
+    inside_grids,
+    inside_tables,
+    page,
+    style,
+    variations,
+)
 from hepx.report.saved import Saved, load_saved
 from hepx.report.tables import Table
 from hepx.results import (
@@ -135,6 +145,7 @@ def make_shapley(events: EventTable, rng: np.random.Generator) -> Explanation:
         completeness_error=np.full(len(events), 1e-7),
         interactions=interactions,
         interactions_error=np.full_like(interactions, 0.05),
+        unit="logit",
         provenance=PROVENANCE,
         faith=faith,
         faith_error=np.full_like(faith, 0.05),
@@ -178,6 +189,7 @@ def make_others(shapley: Explanation, rng: np.random.Generator) -> dict[str, Res
             completeness_error=0 * ones,
             interactions=np.zeros((len(ones), 2, 2)),
             interactions_error=np.zeros((len(ones), 2, 2)),
+            unit="logit",
             provenance=replace(PROVENANCE, method="feature_groups"),
         ),
         "edge_knockout": PairExplanation(
@@ -237,7 +249,13 @@ def make_attention(rng: np.random.Generator, events: EventTable, layers: int = 2
         null=null,
         shuffled=null[..., ::-1, :].copy(),
         value_norm=trained * rng.uniform(0.5, 2, shape),
+        value_norm_error=trained * 0.02,
+        value_norm_null=0.4 * null,
+        value_norm_shuffled=np.full_like(null, np.nan),
         rollout=trained.mean(2),
+        rollout_error=trained.mean(2) * 0.02,
+        rollout_null=null.mean(2),
+        rollout_shuffled=null.mean(2),
         num_events=np.full(len(samples), 200),
         entropy=rng.uniform(0.3, 0.9, (layers, heads)),
         entropy_error=np.full((layers, heads), 0.01),
@@ -252,7 +270,18 @@ def make_attention(rng: np.random.Generator, events: EventTable, layers: int = 2
         logit_shares=rng.dirichlet(np.ones(4), (layers, heads)),
         logit_shares_null=rng.dirichlet(np.ones(4), (3, layers, heads)),
         sinks=tuple(Sink(*at, "met", 2.1, 0.83, 0.7, True, -0.0002, 0.0003) for at in each),
+        sinks_null=tuple(
+            tuple(
+                Sink(*at, "b1", 1.1 + 0.1 * i, 0.02, 1.2, i == 1, *((0.01, 0.003) if i != 1 else (None, None)))
+                for at in each
+            )
+            for i in range(3)
+        ),
         knock_out=tuple(Effect("head", *at, "all events", -0.004, 0.001) for at in each),
+        knock_out_null=tuple(
+            tuple(Effect("head", *at, "all events", 0.002 * (i - 1), 0.001) for at in each) if i != 1 else ()
+            for i in range(3)
+        ),
         null_kinds=("untrained", "untrained", "shuffled"),
         null_auc=np.array([0.4, 0.6, 0.52]),
         slots=slots,
@@ -275,13 +304,14 @@ def make_experts(
     ]
     effects[0] = Effect("knock_out", 0, 0, "all events", -0.031, 0.002)
     effects += [Effect("swap", i, -1, "all events", -0.05 * (i + 1), 0.004) for i in range(layers)]
-    soft = rng.dirichlet(np.ones(experts), (layers, len(TYPES)))
+    by = {"type": TYPES, "slot": SLOTS, "process": samples, "score": ("< -1.2", "≥ -1.2")}
+    by |= {"mass point": tuple(f"{150 + 10 * i}, 0 GeV" for i in range(30))}
     likeness = np.clip(np.eye(experts) + 0.6, 0, 1) * np.ones((layers, 1, 1))
     about = ("type", "process", "score", "mbb", "mt", "with j3")
     return ExpertReport(
         routing=rng.dirichlet(np.ones(experts) * 0.4, shape).tolist(),
         routing_null=rng.dirichlet(np.ones(experts) * 4, shape).tolist(),
-        tables=[RoutingTable("type", list(TYPES), soft.tolist(), (0.01 * soft).tolist(), soft.tolist(), None)],
+        tables=[make_routing(rng, name, rows, layers, experts) for name, rows in by.items()],
         load=np.full((layers, experts), 1 / experts).tolist(),
         load_entropy=[1.0] * layers,
         dead=[[0, 1]],
@@ -307,6 +337,12 @@ def make_experts(
     )
 
 
+def make_routing(rng: np.random.Generator, by: str, rows: Sequence[str], layers: int, experts: int) -> RoutingTable:
+    """Rows that add up to one, with an untrained network and none on shuffled labels."""
+    soft = rng.dirichlet(np.ones(experts), (layers, len(rows)))
+    return RoutingTable(by, list(rows), soft.tolist(), (0.1 * soft).tolist(), soft[:, ::-1].tolist(), None)
+
+
 def make_representation(rng: np.random.Generator, layers: int = 2) -> Representation:
     """Probes that rise with the layer, erasures that cost, a dictionary that wins."""
     return Representation(
@@ -317,16 +353,20 @@ def make_representation(rng: np.random.Generator, layers: int = 2) -> Representa
             for name in ("mbb", "mt", "ht")
         ],
         erasures=[
-            Erasure(i, name, 2, -0.04 * (i + 1), 0.003, -0.002, 0.001, 0.8, 0.01)
+            Erasure(i, name, 2, -0.04 * (i + 1), 0.003, -0.002, 0.001, 0.8, 0.02, 0.01, 0.02)
             for i in range(layers + 1)
             for name in ("mbb", "mt")
         ],
         dictionaries=[
-            Dictionary(1, kind, 64, 8, miss, 3, {"mbb": 0.5})
+            Dictionary(network, 1, kind, 64, 8, miss, 0.001, 3, {"mbb": readable}, {"mbb": 0.05})
+            for network, readable in (("trained", 0.5), ("untrained", 0.35), ("shuffled", 0.45))
             for kind, miss in (("dictionary", 0.02), ("principal components", 0.04), ("neurons", 0.5))
         ],
-        sparsity=[Sparsity(0, e, 0.8, 0.6, [[0.0, 0.95], [0.8, 0.945]]) for e in (-1, 0, 1)],
-        lens=[Lens(i, 0.8 + 0.07 * i, 0.004, 0.5) for i in range(layers + 1)],
+        sparsity=[
+            Sparsity(network, 0, e, 0.8, 0.04, 0.6, 0.03, [[0.0, 0.95, 0.004], [0.8, 0.945, 0.004]])
+            for network, e in (("trained", -1), ("trained", 0), ("trained", 1), ("untrained", -1))
+        ],
+        lens=[Lens(i, 0.8 + 0.07 * i, 0.004, 0.5, 0.01, None, None) for i in range(layers + 1)],
         provenance=replace(PROVENANCE, method="representation", settings={}),
     )
 
@@ -992,6 +1032,56 @@ def test_difference_within_two_errors_is_no_difference(saved: Saved) -> None:
     assert "not distinguishable from trees" in words(0.0039)
     assert "better by 0.0041 ± 0.0020 than trees" in words(0.0041)
     assert "worse by 0.0041 ± 0.0020 than trees" in words(-0.0041)
+
+
+def page_rows(run: Path, csv: str) -> list[list[str]]:
+    """The cells of a table of the page, found by the name of its CSV file."""
+    text = (run / "report.html").read_text(encoding="utf-8")
+    table = text[text.index(f"<code>tables/{csv}.csv</code>") :]
+    rows = re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")], re.DOTALL)
+    return [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows[1:]]
+
+
+def test_what_null_networks_show_too_stands_beside_every_number(run: Path, saved: Saved) -> None:
+    """Bold beyond the null networks, and only there; the nulls themselves in brackets below."""
+    probe = page_rows(run, "expert_numbers")[0][3]
+    assert probe == "<b>0.400 ± 0.030</b><br><small>(0.10; −0.02)</small>"
+    readable = [row[5] for row in page_rows(run, "dictionaries")]
+    assert readable == ["0.500 ± 0.050<br><small>(0.35; 0.45)</small>"] * 3  # 0.05 above: one error
+    head = page_rows(run, "heads")[0]
+    assert head[2] == "<b>2.10</b><br><small>(1.10 … 1.30)</small>"
+    assert head[5] == "yes<br><small>(4 of 12)</small>"
+    assert head[6] == "−0.20 ± 0.30<br><small>(10.0 … 10.0)</small>"
+    assert head[7] == "−4.0 ± 1.0<br><small>(−2.0 … 2.0)</small>"
+    assert saved.attention is not None
+    lost = tuple(replace(effect, delta_auc=-0.0041) for effect in saved.attention.knock_out)
+    table = inside_tables.heads(replace(saved, attention=replace(saved.attention, knock_out=lost)))
+    assert (
+        "<b>−4.1 ± 1.0</b>"
+        in inside_grids.inside_grids(replace(saved, experts=None), {"heads": table})["heads"].rows[0][7]
+    )
+    assert page_rows(run, "sparsity")[0][2:] == ["80 ± 4 (60 ± 3)", "80 ± 4 (60 ± 3)", "–"]
+    assert saved.experts is not None
+    poor = replace(saved, experts=replace(saved.experts, probes=[replace(p, null=0.36) for p in saved.experts.probes]))
+    tables = {name: getattr(inside_tables, name)(poor) for name in ("expert_numbers", "interventions")}
+    assert "<b>" not in inside_grids.inside_grids(poor, tables)["expert_numbers"].rows[0][3]
+
+
+def test_routing_tables_are_drawn_row_by_row(saved: Saved) -> None:
+    """Each row of the figure is that of its label; of 30 mass points 24 are shown, and of no variable without table."""
+    assert saved.experts is not None
+    tables = {table.by: table for table in saved.experts.tables}
+    canvas = figures_experts.routing_by(saved)["layer2"]
+    panels = [axes for axes in canvas.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["trained", "untrained"]
+    labels = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert len(labels) == 4 + len(SLOTS) + len(SAMPLES) + 2 + 24
+    for name, label, row in (("process", "single top", 2), ("score", "≥ −1.2", 1), ("mass point", "150, 0 GeV", 0)):
+        for axes, field in zip(panels, ("gates", "null"), strict=True):
+            drawn = np.asarray(axes.images[0].get_array())[labels.index(label)]
+            np.testing.assert_array_equal(drawn, getattr(tables[name], field)[1][row])
+    few = replace(saved, experts=replace(saved.experts, tables=[tables["type"]]))
+    assert figures_experts.routing_by(few) == {}
 
 
 def test_links_below_their_null_are_not_findings(saved: Saved) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from insides_models import mixed_graphs, small_network
+from scipy.stats import spearmanr
 
 from hepx.graph import GraphBatch
 from hepx.interventions import Referee, mixtures
@@ -16,10 +19,10 @@ from hepx.models import MODELS, build_model, predict
 from hepx.nulls import Null
 from hepx.planted.experts import OracleNetwork
 from hepx.probes import explained, probe, solve, targets
-from hepx.representation import early_exit, representation, stream
-from hepx.representation.dictionary import dictionaries, largest
+from hepx.representation import dictionary, early_exit, representation, stream
+from hepx.representation.dictionary import Rows, dictionaries, largest, readable, unexplained
 from hepx.representation.erasure import Eraser, concept, erased, fit_eraser
-from hepx.representation.sparsity import critical, critical_sparsity, random_share, switched, top_p
+from hepx.representation.sparsity import Scan, critical_sparsity, random_share, switched, top_p
 from hepx.results import Provenance
 from hepx.results_network import Representation
 
@@ -138,8 +141,9 @@ def test_concept_holds_trend_and_curvature() -> None:
 
 def compare(states: np.ndarray, active: int = 2) -> dict[str, float]:
     number = len(states)
-    rows = (np.ones(number), np.arange(number) % 4 > 0, np.zeros(number, dtype=int), {})
-    return {row.kind: row.unexplained for row in dictionaries(states, *rows, 1, active, 1)}
+    counts = np.random.default_rng(2).poisson(1.0, (20, number))
+    rows = Rows(np.ones(number), counts, np.arange(number) % 4 > 0, np.zeros(number, dtype=int), {})
+    return {row.kind: row.unexplained or 0.0 for row in dictionaries(states, rows, "trained", 1, active, 1)}
 
 
 def test_dictionary_beats_components_on_sparse_states_and_not_on_noise() -> None:
@@ -152,6 +156,44 @@ def test_dictionary_beats_components_on_sparse_states_and_not_on_noise() -> None
     assert sparse["dictionary"] < 0.5 * sparse["principal components"]
     noise = compare(rng.normal(size=(6000, 8)))
     assert noise["dictionary"] > 0.5 * noise["principal components"]
+
+
+def test_errors_of_a_dictionary_are_the_spread_of_other_events() -> None:
+    """Bootstrap errors of one sample beside the spread over 80 samples: within a third (two errors of such a spread are
+    16 %, and bootstraps of 40 replicas scatter by 11 %). Negative control: without replicas there is no error."""
+    rng = np.random.default_rng(4)
+    found = []
+    for _ in range(80):
+        states = rng.normal(size=(300, 3)) * np.array([1.0, 2.0, 0.5])
+        rebuilt, wanted = 0.7 * states + 0.1 * rng.normal(size=states.shape), states[:, 1] + rng.normal(size=300)
+        weight = np.concatenate([np.ones((1, 300)), rng.poisson(1.0, (40, 300))])
+        missed = unexplained(states, rebuilt, weight)
+        found.append((missed[0], missed[1:].std(), *readable(states, {"it": wanted}, np.zeros(300), weight)["it"]))
+    values = np.array(found)
+    np.testing.assert_allclose(values[:, [1, 3]].mean(0), values[:, [0, 2]].std(0), rtol=0.33)
+    assert readable(states, {"it": wanted}, np.zeros(300), weight[:1])["it"][1] is None
+
+
+def test_an_event_and_its_negative_leave_no_trace_in_a_dictionary() -> None:
+    """Unit weights: R² and Spearman's correlation of the largest column. Nodes added with weights w and −w change
+    neither; negative control: with |w| they change both."""
+    rng = np.random.default_rng(5)
+    states, more = rng.normal(size=(400, 3)), 3 + rng.normal(size=(100, 3))
+    rebuilt, wanted = 0.8 * states, np.exp(states[:, 2]) + rng.normal(size=400)
+    weight = np.ones((1, 400))
+    missed = unexplained(states, rebuilt, weight)[0]
+    assert missed == pytest.approx(((states - rebuilt) ** 2).sum() / ((states - states.mean(0)) ** 2).sum())
+    size, _ = readable(states, {"it": wanted}, np.zeros(400), weight)["it"]
+    assert size == pytest.approx(max(abs(spearmanr(column, wanted).statistic) for column in states.T))
+    joined, again = np.concatenate([states, more, more]), np.concatenate([rebuilt, 0 * more, 0 * more])
+    signed = np.concatenate([weight, np.full((1, 100), 2.0), np.full((1, 100), -2.0)], 1)
+    assert unexplained(joined, again, signed)[0] == pytest.approx(missed)
+    assert unexplained(joined, again, np.abs(signed))[0] > 1.5 * missed
+    assert np.isnan(unexplained(more, more, np.tile([1.0, -1.0], 50)[None])[0])
+    targets = {"it": np.concatenate([wanted, np.full(200, wanted.min() - 1)])}  # last in every rank: the order stays
+    last = np.concatenate([states, np.tile(states.min(0) - 1, (200, 1))])
+    assert readable(last, targets, np.zeros(600), signed)["it"][0] == pytest.approx(size)
+    assert readable(last, targets, np.zeros(600), np.abs(signed))["it"][0] > size + 0.1
 
 
 def test_largest_keeps_so_many() -> None:
@@ -190,11 +232,46 @@ def test_switching_nothing_changes_nothing_and_one_expert_only_its_nodes(mixed: 
 def test_critical_sparsity_of_needed_and_of_idle_experts(mixed: GraphBatch) -> None:
     """The experts of the oracle are needed (half of their units: the two signs of one number); the third is not."""
     model = OracleNetwork(mixed.layout).eval()
-    found = {row.expert: row for row in critical_sparsity(model, Referee(model, mixed, 1, 1))}
+    found = {row.expert: row for row in critical_sparsity(model, Referee(model, mixed, 1, 1), "trained")}
     assert found[2].critical == 1.0 or found[2].curve[-1][1] == found[2].curve[0][1]
     assert found[-1].critical < 0.9
     assert min(found[0].critical, found[1].critical) == pytest.approx(0.5, abs=0.05)
-    assert critical([[0.0, 0.9], [0.4, 0.895], [0.8, 0.5]]) == 0.4
+
+
+def test_the_error_of_a_critical_sparsity_is_spread_and_step() -> None:
+    shares = np.array([0.0, 0.4, 0.8])
+    sure = Scan(shares, np.array([[0.9] * 5, [0.895] * 5, [0.5] * 5]))
+    assert sure.critical == pytest.approx((0.4, 0.4 / 12**0.5))
+    unsure = Scan(shares, np.array([[0.9] * 5, [0.895, 0.895, 0.895, 0.8, 0.8], [0.5] * 5]))
+    assert unsure.critical == pytest.approx((0.4, np.hypot(0.2, 0.4 / 12**0.5)))
+    idle = Scan(shares, np.full((3, 5), 0.9))
+    assert idle.critical == (0.8, 0.0)
+    assert [point[:2] for point in sure.curve] == [[0.0, 0.9], [0.4, 0.895], [0.8, 0.5]]
+
+
+def test_null_networks_are_analysed_as_the_trained_one(
+    mixed: GraphBatch, provenance: Provenance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network as its own null gives the same rows; negative control: another network gives others."""
+    monkeypatch.setattr(dictionary, "STEPS", 10)  # a bad dictionary is as good here
+    model, other, graphs = small_network(mixed, 1), small_network(mixed, 2), mixed[:400]
+    nulls = [Null("shuffled", other), Null("untrained", model), Null("untrained", other)]
+    found = representation(model, nulls, Referee(model, graphs, 1, 1), provenance)
+    assert found is not None
+    rows: dict[str, list[Any]] = {}
+    kept: list[Any] = [*found.dictionaries, *(row for row in found.sparsity if row.expert == -1)]
+    for row in kept:
+        rows.setdefault(row.network, []).append(replace(row, network=""))
+    assert rows["trained"] == rows["untrained"] != rows["shuffled"]
+    assert len(rows["trained"]) == len(rows["shuffled"])
+    assert {row.network for row in found.sparsity if row.expert >= 0} == {"trained"}
+    assert all((one.null, one.null_error) == (one.auc, one.error) for one in found.lens)
+    assert all(one.shuffled != one.auc for one in found.lens)
+    assert all((row.error or 0) > 0 for row in found.dictionaries)
+    alone = representation(model, nulls[1:2], Referee(model, graphs, 1, 1), provenance)
+    assert alone is not None
+    assert {row.network for row in alone.dictionaries} == {"trained", "untrained"}
+    assert {one.shuffled for one in alone.lens} == {None}
 
 
 def test_logit_lens_ends_in_the_network_itself(mixed: GraphBatch) -> None:
@@ -216,6 +293,7 @@ def test_representation_of_a_network_survives_a_file(mixed: GraphBatch, provenan
     assert all(abs(p.control) < 0.15 for p in found.probes)
     assert {erasure.observable for erasure in found.erasures} == {"mbb", "mt"}
     assert all(erasure.rank == 2 for erasure in found.erasures)
-    assert all(erasure.after < 0.5 * erasure.before for erasure in found.erasures)
+    assert all(e.after is not None and e.before is not None and e.after < 0.5 * e.before for e in found.erasures)
+    assert all((e.before_error or 0) > 0 for e in found.erasures)
     mlp = build_model(MODELS["mlp"][0](), mixed.layout, 1).eval()
     assert representation(mlp, [Null("untrained", mlp)], Referee(mlp, mixed, 1, 1), provenance) is None

@@ -51,6 +51,7 @@ class DeepLift(GatedMethod):
             **per_pattern(self, subject, lambda _: 4 * self.num_draws, compute),
             interactions=None,
             interactions_error=None,
+            unit="logit",
             provenance=provenance,
         )
 

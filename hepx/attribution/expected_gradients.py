@@ -42,5 +42,6 @@ class ExpectedGradients(PathMethod):
             **per_pattern(self, subject, lambda _: 2 * self.num_draws, compute),
             interactions=None,
             interactions_error=None,
+            unit="logit",
             provenance=provenance,
         )

@@ -77,6 +77,7 @@ class FeatureGroups(Referenced):
             completeness_error=gap,
             interactions=found["interactions"][:, used][:, :, used],
             interactions_error=found["interactions_error"][:, used][:, :, used],
+            unit="logit",
             provenance=provenance,
             note=self.note(subject),
         )

@@ -46,5 +46,6 @@ class GradientShap(PathMethod):
             **per_pattern(self, subject, lambda _: 2 * self.num_draws, compute),
             interactions=None,
             interactions_error=None,
+            unit="logit",
             provenance=provenance,
         )

@@ -25,6 +25,7 @@ from hepx.models.inputs import PHI
 from hepx.results import EventResult, Explanation
 
 ROWS = ROWS_PER_PASS // 2  # rows per backward pass
+PER_SPREAD = "logit per σ"  # unit of a gradient times the spread of the feature, see `spreads`
 Score = Callable[..., Tensor]
 
 

@@ -59,6 +59,7 @@ class IntegratedGradients(GatedMethod):
             **per_pattern(self, subject, lambda _: 4 * self.num_draws, compute),
             interactions=None,
             interactions_error=None,
+            unit="logit",
             provenance=provenance,
         )
 

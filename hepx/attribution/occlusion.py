@@ -50,6 +50,7 @@ class Occlusion(Referenced):
             completeness_error=None,
             interactions=None,
             interactions_error=None,
+            unit="logit",
             provenance=provenance,
             note=self.note(subject),
         )

@@ -60,6 +60,7 @@ class Owen(Referenced):
             completeness_error=gap,
             interactions=None,
             interactions_error=None,
+            unit="logit",
             provenance=provenance,
             note=self.note(subject),
         )

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hepx.attribution.base import ROW_GROUP, Method, Subject, chunks_of, event_table, from_blocks, in_blocks, in_chunks
-from hepx.attribution.gradients import ROWS, fixed_routing, repeated, score_function, spreads
+from hepx.attribution.gradients import PER_SPREAD, ROWS, fixed_routing, repeated, score_function, spreads
 from hepx.graph import GraphBatch
 from hepx.models import Model
 from hepx.results import Array, Explanation, Provenance
@@ -49,6 +49,7 @@ class Saliency(Method):
             completeness_error=None,
             interactions=None,
             interactions_error=None,
+            unit=PER_SPREAD,
             provenance=provenance,
             null=values(subject.untrained)["values"],
         )

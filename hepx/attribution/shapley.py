@@ -63,6 +63,7 @@ class Shapley(Referenced):
             events=event_table(subject.graphs),
             **found,
             completeness_error=gap,
+            unit="logit",
             provenance=provenance,
             note=self.note(subject),
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hepx import random
 from hepx.attribution.base import Method, Subject, chunks_of, event_table, in_chunks, mean_and_error
-from hepx.attribution.gradients import spreads
+from hepx.attribution.gradients import PER_SPREAD, spreads
 from hepx.attribution.saliency import sensitivity
 from hepx.graph import GraphBatch
 from hepx.results import Explanation, Provenance
@@ -52,6 +52,7 @@ class SmoothGrad(Method):
             completeness_error=None,
             interactions=None,
             interactions_error=None,
+            unit=PER_SPREAD,
             provenance=provenance,
         )
 

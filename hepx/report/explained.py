@@ -72,7 +72,7 @@ def _bars(result: EventResult, colors: Mapping[str, str]) -> Canvas:
         means = np.array([weighted_mean(column, weight) for column in result.values[chosen].T])
         _signed_bars(axes, means[:, 0], means[:, 1])
         axes.set_title(style.sample_label(name), color=colors[name])
-        axes.set_xlabel("Mean attribution  [logit]")
+        axes.set_xlabel(style.with_unit("Mean attribution", result.unit))
         axes.xaxis.set_major_locator(MaxNLocator(4))
     _name_bars(panels[0], names)
     return figure
@@ -122,7 +122,7 @@ def _pairs(result: PairExplanation, colors: Mapping[str, str]) -> Canvas:
         panels[0].set_ylabel(what, loc="center", fontsize=11)
     for axes, (name, _) in zip(grid[0], samples, strict=True):
         axes.set_title(style.sample_label(name), color=colors[name])
-    figure.colorbar(image, ax=grid, pad=0.015, label=f"Mean size  [{result.unit}]")
+    figure.colorbar(image, ax=grid, pad=0.015, label=style.with_unit("Mean size", result.unit))
     return figure
 
 
@@ -173,7 +173,7 @@ def _edges(values: Array, result: PairExplanation) -> Canvas:
             image = style.matrix(axes, one, slots[1:], slots[:-1], norm, style.SEQUENTIAL, cell, decimals)
             axes.spines[:].set_visible(False)
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=11)
-    figure.colorbar(image, ax=grid, pad=0.015, label=f"Mean size  [{result.unit}]")
+    figure.colorbar(image, ax=grid, pad=0.015, label=style.with_unit("Mean size", result.unit))
     return figure
 
 

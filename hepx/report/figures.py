@@ -243,14 +243,16 @@ FIGURES: dict[str, Figure] = {
     "carried": Figure(
         "What the attention carries",
         "Mean length ‖A<sub>ij</sub> W<sub>o</sub> v<sub>j</sub>‖ of what the object in a row receives from that in a "
-        "column (arXiv:2004.10102): a large weight on an object whose value vector is short carries little.",
+        "column (arXiv:2004.10102): a large weight on an object whose value vector is short carries little. In the "
+        "unit of the states; below, the same in null networks (mean of the processes).",
         ("attention",),
         figures_network.carried,
     ),
     "rollout": Figure(
         "Attention through all layers",
         "Attention rollout (arXiv:2005.00928): the share that each object of the event (column) would have in the last "
-        "state of that in a row, if attention and the residual path were all that happens. An observation, too.",
+        "state of that in a row, if attention and the residual path were all that happens. An observation, too: right, "
+        "the same in null networks (mean of the processes).",
         ("attention",),
         figures_network.rollout,
     ),
@@ -260,7 +262,8 @@ FIGURES: dict[str, Figure] = {
         "variance of its weights is one fixed map, the same in every event (grey: range of the null networks); what "
         "its choice is made of: fixed by the two object types, by type and kinematics, by the kinematics of both, or "
         "by the pair features (thin and pale: mean of the null networks); and the change of the AUC when its output "
-        "is replaced by its mean, with paired bootstrap error.",
+        "is replaced by its mean, with paired bootstrap error (grey: range over the heads of the first untrained and "
+        "the first shuffled network; they rank at random, so it has either sign).",
         ("attention",),
         figures_network.heads,
     ),
@@ -280,6 +283,15 @@ FIGURES: dict[str, Figure] = {
         "router of the same settings: only a difference between the two is learned.",
         ("experts",),
         figures_experts.routing,
+    ),
+    "routing_by": Figure(
+        "Routing by object, process, score and mass point",
+        "Mean gate of each expert, 0.553(8) for 0.553 ± 0.008 (standard error, where there is room); rows add up to 1, "
+        "all processes count alike. Score: quarters of the events; mass point: of chargino and lightest supersymmetric "
+        "particle, signal only, at most 24 of them. Right: an untrained network and one on shuffled labels. Only what "
+        "differs from both was learned. The CSV has every row, and tables by class, region and observable.",
+        ("experts",),
+        figures_experts.routing_by,
     ),
     "likeness": Figure(
         "How alike the experts are",
@@ -304,7 +316,7 @@ FIGURES: dict[str, Figure] = {
         "Left: change of the AUC when no straight line can read the observable (its trend and its curvature) off the "
         "states any more, erased after the given layer; hatched: when an observable shuffled among the events is "
         "erased with the same effort. A probe only reads; this intervenes. Right: AUC if the layers from there on "
-        "are left out and the network's own head reads the states.",
+        "are left out and the network's own head reads the states; dashed: null networks. Errors: bootstrap.",
         ("representation",),
         figures_states.erasures,
     ),

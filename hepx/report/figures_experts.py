@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -11,9 +13,13 @@ from hepx.report import inside_tables, style
 from hepx.report.figures_network import CHANGED, TRAINED, UNTRAINED
 from hepx.report.saved import Saved
 from hepx.results import Array
-from hepx.results_network import Effect, ExpertReport
+from hepx.results_network import Effect, ExpertReport, RoutingTable
 
 SHOWN = 12  # variables of the information panel
+ROUTED = {"slot": "object", "process": "process", "score": "score [logit]", "mass point": "mass point"}
+"""Variables whose routing tables are drawn, and what they are called."""
+MOST_ROWS = 24  # of one variable
+WIDER = 2.5  # the panel that has room for errors
 
 
 def routing(saved: Saved) -> dict[str, Canvas]:
@@ -42,6 +48,67 @@ def _routing_layer(saved: Saved, report: ExpertReport, trained: Array, null: Arr
     figure.colorbar(image, ax=grid, pad=0.015, label="Mean gate")
     style.stamp(figure, saved, f"Layer {layer + 1}")
     return figure
+
+
+def routing_by(saved: Saved) -> dict[str, Canvas]:
+    """One figure per layer: mean gate of every expert by object, process, score bin and mass point, with its error,
+    beside null networks; the variables one below the other."""
+    assert saved.experts is not None
+    tables = {table.by: table for table in saved.experts.tables}
+    shown = [tables[name] for name in ROUTED if name in tables]
+    num_layers = len(shown[0].gates) if shown else 0
+    return {f"layer{layer + 1}": _routing_by(saved, shown, layer) for layer in range(num_layers)}
+
+
+def _routing_by(saved: Saved, tables: list[RoutingTable], layer: int) -> Canvas:
+    trained, errors, untrained, shuffled = (
+        _below([getattr(table, name) for table in tables], layer) for name in ("gates", "error", "null", "shuffled")
+    )
+    assert trained is not None
+    assert errors is not None
+    found = {"trained": trained, "untrained": untrained, "shuffled labels": shuffled}
+    panels = {name: values for name, values in found.items() if values is not None}
+    widths = [WIDER, 1, 1][: len(panels)]
+    figure = style.canvas(style.WIDTH, 1.1 + 0.21 * len(trained))
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
+    norm, names = style.positive(np.stack(list(panels.values()))), [f"E{i + 1}" for i in range(trained.shape[1])]
+    for axes, width, (note, values) in zip(grid, widths, panels.items(), strict=True):
+        cell, beside = 7.0 * width / (sum(widths) * len(names)), errors if note == "trained" else None
+        image = style.matrix(axes, values, _row_labels(tables), names, norm, "Blues", cell, errors=beside)
+        axes.tick_params(labelsize=9)
+        axes.spines[:].set_visible(False)
+        axes.set_title(note, fontsize=11)
+    for label in grid[0].get_yticklabels():
+        label.set_fontweight("bold" if label.get_text() in ROUTED.values() else "normal")
+    figure.colorbar(image, ax=grid, pad=0.015, label="Mean gate")
+    style.stamp(figure, saved, f"Layer {layer + 1}; largest error of a trained gate {np.nanmax(errors):.2g}")
+    return figure
+
+
+def _below(parts: list[Any], layer: int) -> Array | None:
+    """Tables [L, G, X] of one layer one below the other, an empty row before each; None if there is none."""
+    if any(part is None for part in parts):
+        return None
+    found = [np.array(part[layer], dtype=np.float64) for part in parts]
+    return np.concatenate([np.pad(one[_chosen(len(one))], ((1, 0), (0, 0)), constant_values=np.nan) for one in found])
+
+
+def _chosen(number: int) -> Array:
+    """Which rows of a table of so many are shown: all, or a few of them at even distances."""
+    return np.unique(np.linspace(0, number - 1, min(number, MOST_ROWS)).round().astype(int))
+
+
+def _row_labels(tables: list[RoutingTable]) -> list[str]:
+    label = {"slot": style.object_label, "process": style.sample_label, "score": _true_minus}
+    return [
+        text
+        for table in tables
+        for text in (ROUTED[table.by], *(label.get(table.by, str)(table.rows[i]) for i in _chosen(len(table.rows))))
+    ]
+
+
+def _true_minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def experts(saved: Saved) -> dict[str, Canvas]:

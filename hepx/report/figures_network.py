@@ -31,10 +31,9 @@ def _attention_layer(saved: Saved, maps: AttentionMap, layer: int) -> Canvas:
     num_heads, num_slots = maps.mean.shape[2], len(maps.slots)
     shown = [maps.mean[maps.sample_names.index(name), layer] for name in names]
     labels = [(style.sample_label(name), style.colors(saved)[name]) for name in names]
-    for note, null in (("untrained,\nall processes", maps.null), ("shuffled labels,\nall processes", maps.shuffled)):
-        if np.isfinite(null).any():
-            shown.append(_mean_of_processes(null[:, layer]))
-            labels.append((note, "0.3"))
+    for note, null in _nulls(maps.null[:, layer], maps.shuffled[:, layer]).items():
+        shown.append(null)
+        labels.append((f"{note},\nall processes", "0.3"))
     columns, beside = num_heads * (num_slots + 1) - 1, saved.pairs is not None
     right = max(1.25 * num_slots, 0.22 * columns)
     cell = 7.6 / (columns + right * beside)
@@ -63,8 +62,14 @@ def _attention_layer(saved: Saved, maps: AttentionMap, layer: int) -> Canvas:
     return figure
 
 
+def _nulls(untrained: Array, shuffled: Array) -> dict[str, Array]:
+    """Name -> mean over the processes of the maps [P, …] of the null networks that are there."""
+    found = {"untrained": untrained, "shuffled labels": shuffled}
+    return {name: _mean_of_processes(maps) for name, maps in found.items() if np.isfinite(maps).any()}
+
+
 def _mean_of_processes(values: Array) -> Array:
-    """Mean over processes [H, N, N] of maps [P, H, N, N]; NaN where two objects never occur together."""
+    """Mean over processes of maps [P, …]; NaN where two objects never occur together."""
     known = np.isfinite(values)
     total = np.where(known, values, 0.0).sum(0)
     return np.divide(total, known.sum(0), out=np.full(total.shape, np.nan), where=known.any(0))
@@ -101,7 +106,8 @@ def _interactions_beside(saved: Saved, panels: list[Axes], names: list[str], wid
 
 
 def heads(saved: Saved) -> dict[str, Canvas]:
-    """Every head: how evenly it looks, how fixed its map is, what its logit is made of, what its loss costs."""
+    """Every head: how evenly it looks, how fixed its map is, what its logit is made of, what its loss costs; each
+    beside null networks."""
     assert saved.attention is not None
     table = inside_tables.heads(saved)
     labels = [f"{row['layer']}, {row['head']}" for row in table.dicts()]
@@ -110,10 +116,14 @@ def heads(saved: Saved) -> dict[str, Canvas]:
     _against_null(panels[0], table, "entropy", "Entropy / ln n")
     _against_null(panels[1], table, "slot_share", "Fixed map, share")
     _logit_shares(panels[2], saved.attention)
-    values, errors = (1e3 * table.array(name) for name in ("knock_out", "knock_out_error"))
+    values, errors, low, high = (
+        1e3 * table.array(f"knock_out{end}") for end in ("", "_error", "_null_low", "_null_high")
+    )
+    panels[3].barh(range(len(labels)), high - low, 0.7, low, color=UNTRAINED)
     panels[3].errorbar(values, range(len(labels)), xerr=errors, fmt="o", color=CHANGED, capsize=2.5)
     panels[3].axvline(0, color="black", lw=0.8)
     panels[3].set_xlabel(r"$\Delta$AUC without  [$10^{-3}$]", loc="center")
+    panels[3].use_sticky_edges = False
     panels[3].margins(x=0.1)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.4, -0.6)
@@ -147,20 +157,23 @@ def _stacked(axes: Axes, shares: Array, shift: float, height: float, labels: lis
 
 
 def carried(saved: Saved) -> dict[str, Canvas]:
-    """How much of another object's state each head carries, one figure per layer; processes in rows."""
+    """How much of another object's state each head carries, one figure per layer; processes in rows, then null
+    networks."""
     maps = saved.attention
     assert maps is not None
     names = [name for i, name in enumerate(maps.sample_names) if maps.num_events[i] > 0]
     found = {}
     for layer in range(maps.value_norm.shape[1]):
-        shown = np.stack([maps.value_norm[maps.sample_names.index(name), layer] for name in names])
-        num_heads, num_slots = shown.shape[1:3]
-        cell, norm = 7.9 / (num_heads * (num_slots + 1)), style.positive(shown)
-        figure = style.canvas(style.WIDTH, 0.9 + len(names) * (0.34 * num_slots + 0.3))
-        rows = figure.subplots(len(names), 1, squeeze=False)[:, 0]
-        for axes, values, name in zip(rows, shown, names, strict=True):
+        shown = {name: maps.value_norm[maps.sample_names.index(name), layer] for name in names}
+        shown |= _nulls(maps.value_norm_null[:, layer], maps.value_norm_shuffled[:, layer])
+        num_heads, num_slots = maps.value_norm.shape[2:4]
+        cell, norm = 7.9 / (num_heads * (num_slots + 1)), style.positive(np.stack(list(shown.values())))
+        figure = style.canvas(style.WIDTH, 0.9 + len(shown) * (0.34 * num_slots + 0.3))
+        rows = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+        for axes, (name, values) in zip(rows, shown.items(), strict=True):
             image = _heads(axes, values, maps.slots, norm, cell, last=axes is rows[-1])
-            axes.set_ylabel(style.sample_label(name), loc="center", fontsize=11, color=style.colors(saved)[name])
+            axes.set_ylabel(style.sample_label(name), loc="center", fontsize=11)
+            axes.yaxis.label.set_color(style.colors(saved).get(name, "0.3"))
         figure.colorbar(image, ax=rows, pad=0.015, label="Mean length of what is carried")
         style.stamp(figure, saved, f"Layer {layer + 1}, heads side by side")
         found[f"layer{layer + 1}"] = figure
@@ -168,18 +181,19 @@ def carried(saved: Saved) -> dict[str, Canvas]:
 
 
 def rollout(saved: Saved) -> dict[str, Canvas]:
-    """Attention through all layers, one panel per process."""
+    """Attention through all layers, one panel per process, then null networks."""
     maps = saved.attention
     assert maps is not None
     names = [name for i, name in enumerate(maps.sample_names) if maps.num_events[i] > 0]
-    shown = np.stack([maps.rollout[maps.sample_names.index(name), -1] for name in names])
-    labels, norm = [style.object_label(slot) for slot in maps.slots], style.positive(shown)
+    shown = {name: maps.rollout[maps.sample_names.index(name), -1] for name in names}
+    shown |= _nulls(maps.rollout_null[:, -1], maps.rollout_shuffled[:, -1])
+    labels, norm = [style.object_label(slot) for slot in maps.slots], style.positive(np.stack(list(shown.values())))
     figure = style.canvas(style.WIDTH, 1.3 + 0.4 * len(labels))
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axes, values, name in zip(panels, shown, names, strict=True):
-        cell = 7.7 / (len(names) * len(labels))
+    panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axes, (name, values) in zip(panels, shown.items(), strict=True):
+        cell = 7.7 / (len(shown) * len(labels))
         image = style.matrix(axes, values, labels, labels, norm, style.ATTENTION, cell)
-        axes.set_title(style.sample_label(name), color=style.colors(saved)[name])
+        axes.set_title(style.sample_label(name), color=style.colors(saved).get(name, "0.3"))
         axes.tick_params(axis="x", rotation=0 if cell > 0.3 else 90)
     figure.colorbar(image, ax=panels, pad=0.015, label="Mean rollout")
     style.stamp(figure, saved)

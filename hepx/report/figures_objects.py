@@ -36,7 +36,7 @@ def draw_waterfall(explanation: Explanation, colors: Mapping[str, str]) -> Canva
         _steps(axes, table.where(sample=name), slots)
         axes.set_title(style.sample_label(name), color=colors[name])
     for axes in panels:
-        axes.set_xlabel("Mean score  [logit]")
+        axes.set_xlabel(style.with_unit("Mean score", explanation.unit))
         axes.xaxis.set_major_locator(MaxNLocator(5))
     labels = ["mean baseline", *(style.object_label(slot) for slot in slots), "mean score"]
     panels[0].set_yticks(range(len(labels)), labels)
@@ -113,7 +113,7 @@ def draw_features(explanation: Explanation, colors: Mapping[str, str]) -> Canvas
         image = style.matrix(axes, values, rows, columns, norm, style.SEQUENTIAL, cell, decimals)
         axes.tick_params(axis="x", rotation=0 if cell > 0.38 else 60)
         axes.set_title(style.sample_label(name), color=colors[name])
-    figure.colorbar(image, ax=panels, pad=0.015, label="Mean |attribution|  [logit]")
+    figure.colorbar(image, ax=panels, pad=0.015, label=style.with_unit("Mean |attribution|", explanation.unit))
     return figure
 
 

@@ -52,12 +52,15 @@ def erasures(saved: Saved) -> dict[str, Canvas]:
     right.errorbar(
         lens.array("layer"), lens.array("auc"), lens.array("error"), color=TRAINED, marker="o", label="trained"
     )
-    right.plot(lens.array("layer"), lens.array("untrained"), color="0.45", ls="--", marker="s", label="untrained")
+    for name, marker in (("untrained", "s"), ("shuffled", "^")):
+        values, errors = lens.array(name), lens.array(f"{name}_error")
+        if np.isfinite(values).any():
+            right.errorbar(lens.array("layer"), values, errors, color="0.45", ls="--", marker=marker, label=name)
     right.axhline(0.5, color="black", lw=0.6)
     right.set_xlabel("Layers before the head", loc="center")
     right.set_ylabel("AUC", loc="center")
     right.set_title("Logit lens", fontsize=11)
-    right.legend(loc="lower right", fontsize=9)
+    right.legend(loc="best", fontsize=9)
     right.margins(x=0.1)
     style.integer_ticks(right)
     style.stamp(figure, saved)
@@ -75,7 +78,9 @@ def _erasure_bars(axes: Axes, table: Table) -> None:
         bars: dict[str, Any] = {"color": CHANGED, "alpha": shade, "capsize": 2, "ecolor": "black"}
         axes.bar(places, values, width * 0.9, yerr=errors, label=f"layer {layer}", **bars)
         control: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.25", "hatch": "///", "lw": 0.8, "zorder": 3}
-        axes.bar(places, rows.array("control"), width * 0.9, label="shuffled" if i == 0 else None, **control)
+        beside: dict[str, Any] = {"yerr": rows.array("control_error"), "error_kw": {"ecolor": "0.45", "lw": 1}}
+        label = "shuffled" if i == 0 else None
+        axes.bar(places, rows.array("control"), width * 0.9, label=label, **control, **beside)
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xticks(range(len(names)), [style.observable_label(name) for name in names])
     axes.xaxis.set_minor_locator(NullLocator())

@@ -9,9 +9,9 @@ from markupsafe import Markup, escape
 from hepx.kinematics import OBSERVABLES
 from hepx.report import style
 from hepx.report.grid import Grid, object_html, observable_html, sample_html
-from hepx.report.inside_tables import QUANTITY_LABELS
+from hepx.report.inside_tables import HEADLINE, QUANTITY_LABELS
 from hepx.report.saved import Saved
-from hepx.report.tables import Table, number, plus_minus
+from hepx.report.tables import Table, fixed, number, plus_minus
 
 CHANGES = {
     "knock_out": "knock-out",
@@ -19,6 +19,7 @@ CHANGES = {
     "forced": "all to it alone",
     "swap": "experts exchanged",
 }
+NULLS = ("untrained", "shuffled")
 MANY = 10  # rows of a table on the page; the CSV has all
 
 
@@ -44,7 +45,7 @@ def inside_grids(saved: Saved, tables: dict[str, Table]) -> dict[str, Grid]:
 
 
 def _attention(table: Table) -> Grid:
-    kinds = ("", "untrained_", "shuffled_", "carried_")
+    kinds = ("", "untrained_", "shuffled_", "carried_", "carried_untrained_", "carried_shuffled_")
     rows = [
         (
             row["layer"],
@@ -54,11 +55,12 @@ def _attention(table: Table) -> Grid:
         )
         for row in table.dicts()
     ]
-    head = ("Layer", "Process", "Trained", "Untrained", "Shuffled labels", "Times length", "Largest interaction |I|")
+    head = ("Layer", "Process", "Weight", "untrained", "shuffled", "× length", "untrained", "shuffled", "Largest |I|")
     caption = (
-        "The pair with the largest attention weight, mean over the heads and both directions, beside null networks, "
-        "the pair with the largest weight × length of what is carried, and the pair with the largest interaction. "
-        "Where the last differs, the map does not show the pair the score depends on most."
+        "The pair with the largest attention weight, and with the largest weight × length of what is carried, mean "
+        "over the heads and both directions; each beside an untrained network and one on shuffled labels; and the pair "
+        "with the largest interaction. Where the last differs, the map does not show the pair the score depends on "
+        "most."
     )
     return Grid(head, tuple(rows), caption, "attention_pairs")
 
@@ -96,21 +98,62 @@ def _heads(table: Table) -> Grid:
         (
             f"{row['layer']}, {row['head']}",
             object_html(row["column"]),
-            f"{row['column_ratio']:.2f}",
-            f"{100 * row['column_share']:.0f} %",
-            f"{row['column_value_ratio']:.2f}",
-            "yes" if row["is_sink"] else "no",
-            plus_minus(row["hidden"], row["hidden_error"], signed=True),
+            _in_range(row, "column_ratio"),
+            _in_range(row, "column_share", 100, 0, " %"),
+            _in_range(row, "column_value_ratio"),
+            _over("yes" if row["is_sink"] else "no", f"{row['null_sinks']} of {row['null_heads']}"),
+            _beyond_range(row, "hidden"),
+            _beyond_range(row, "knock_out"),
         )
         for row in table.dicts()
     ]
-    head = ("Layer, head", "Looks most at", "× chance", "Events above 2", "Carried, rel.", "Sink", "ΔAUC when hidden")
+    looks = ("Layer, head", "Looks most at", "× chance", "Events above 2", "Carried, rel.", "Sink")
+    head = (*looks, "ΔAUC when hidden [10⁻³]", "ΔAUC without head [10⁻³]")
     caption = (
         "A <i>sink</i> is an object that a head looks at for want of something better: more than twice its share in "
-        "80 % of the events, while what it sends is shorter than average. The test is the last column: hide the "
-        "object from this head. If that costs nothing, the attention there meant nothing."
+        "80 % of the events, while what it sends is shorter than average. The test: hide the object from this head. If "
+        "that costs nothing, the attention there meant nothing. In brackets: range over all heads of the null networks "
+        "in this layer (number of sinks among them); <b>bold</b>: outside that range, ΔAUC: larger by two errors than "
+        "any of theirs. ΔAUC is that of the first untrained and the first shuffled network; these rank at random, so "
+        "it has either sign and says how far the AUC moves where nothing was learned."
     )
     return Grid(head, tuple(rows), Markup(caption), "heads")
+
+
+def _in_range(row: dict[str, Any], name: str, scale: float = 1.0, decimals: int = 2, unit: str = "") -> Markup:
+    """A number and the range of the null networks; bold outside of that."""
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_null_low", "_null_high"))
+    beside = " … ".join(fixed(scale * limit, decimals) for limit in (low, high))
+    return _over(_bold(fixed(scale * value, decimals) + unit, not low <= value <= high), beside)
+
+
+def _beyond_range(row: dict[str, Any], name: str) -> Markup:
+    """ΔAUC [10⁻³] and its range in the null networks; bold if it is larger by two errors than any of theirs."""
+    value, error, low, high = (row[f"{name}{end}"] for end in ("", "_error", "_null_low", "_null_high"))
+    if value is None or low is None or high is None:
+        return Markup("–") if value is None else escape(plus_minus(1e3 * value, 1e3 * error, signed=True))
+    beside = " … ".join(fixed(1e3 * limit, 1) for limit in (low, high))
+    beyond = abs(value) - 2 * error > max(abs(low), abs(high))
+    return _over(_bold(plus_minus(1e3 * value, 1e3 * error, signed=True), beyond), beside)
+
+
+def _over(value: str, nulls: str) -> Markup:
+    """A value, and below it that of null networks."""
+    return Markup("{}<br><small>({})</small>").format(value, nulls)
+
+
+def _bold(text: str, wanted: bool) -> Markup:
+    return Markup("<b>{}</b>").format(text) if wanted else escape(text)
+
+
+def _above(value: float | None, error: float | None, *nulls: float | None, decimals: int = 2) -> Markup:
+    """A number and, in brackets, the same of null networks; bold if it exceeds them by two errors."""
+    if value is None:
+        return Markup("–")
+    known = [null for null in nulls if null is not None]
+    beyond = error is not None and bool(known) and value - 2 * error > max(known)
+    beside = "; ".join("–" if null is None else fixed(null, decimals) for null in nulls)
+    return _over(_bold(plus_minus(value, error), beyond), beside)
 
 
 def _information(table: Table) -> Grid:
@@ -195,23 +238,24 @@ def _change(table: Table) -> str:
 
 
 def _experts(table: Table) -> Grid:
-    names = [name for name in table.columns if name.startswith("r2_")]
+    names = [f"r2_{name}" for name in HEADLINE]
     rows = [
         (
             f"{row['layer']}, {row['expert']}",
             f"{row['load']:.2f}" + (" (dead)" if row["dead"] else ""),
-            number(row["most_similar"], 2),
-            *(number(row[name], 2) for name in names),
+            _over(number(row["most_similar"], 2), number(row["most_similar_untrained"], 2)),
+            *(_above(*(row[name + end] for end in ("", "_error", "_untrained", "_control"))) for name in names),
         )
         for row in table.dicts()
     ]
     read = [Markup("R² of ") + observable_html(name.removeprefix("r2_")) for name in names]
     caption = (
         "Load: share of all gates. Likeness: linear CKA with the most similar other expert (1: the same answer up to "
-        "rotation and scale). R²: what a straight-line fit reads off the expert's answers, on events it was not "
-        "fitted on."
+        "rotation and scale; in brackets: untrained). R²: what a straight-line fit reads off the expert's answers, on "
+        "events it was not fitted on; in brackets the same off the untrained expert for the same objects, and of fits "
+        "to shuffled values (control task). <b>Bold</b>: two errors above both."
     )
-    return Grid(("Layer, expert", "Load", "Likeness", *read), tuple(rows), caption, "expert_numbers")
+    return Grid(("Layer, expert", "Load", "Likeness", *read), tuple(rows), Markup(caption), "expert_numbers")
 
 
 def _surrogates(saved: Saved) -> Grid:
@@ -249,37 +293,54 @@ def _stability(saved: Saved) -> Grid:
 
 
 def _dictionaries(table: Table) -> Grid:
-    names = [name for name in table.columns if name.startswith("best_")]
-    rows = [
-        (
-            row["layer"],
-            row["kind"],
-            row["size"],
-            f"{100 * row['unexplained']:.1f} %",
-            row["dead"],
-            *(number(row[name], 2) for name in names),
+    names = [name for name in table.columns if name.startswith("best_") and not name.endswith("_error")]
+    rows = []
+    for row in table.where(network="trained").dicts():
+        nulls = [_null(table, network, layer=row["layer"], kind=row["kind"]) for network in NULLS]
+        value, error = (None if row[name] is None else 100 * row[name] for name in ("unexplained", "error"))
+        beside = "; ".join("–" if n.get("unexplained") is None else f"{100 * n['unexplained']:.1f}" for n in nulls)
+        read = [_above(row[name], row[f"{name}_error"], *(n.get(name) for n in nulls)) for name in names]
+        rows.append(
+            (row["layer"], row["kind"], row["size"], _over(plus_minus(value, error), beside), row["dead"], *read)
         )
-        for row in table.dicts()
-    ]
     active = table.column("active")[0] if len(table) else 0
-    read = [Markup("|r| with ") + observable_html(name.removeprefix("best_")) for name in names]
+    labels = [Markup("|r| with ") + observable_html(name.removeprefix("best_")) for name in names]
     caption = (
         f"A sparse dictionary writes each object's state with {active} of many directions; principal components and "
         "single neurons do the same with as many of theirs. Unexplained: variance that is missed, on events not "
         "fitted on. |r|: the largest rank correlation of a single direction with an observable. A dictionary that "
-        "does not win both is of no use."
+        "does not win both is of no use. Errors: bootstrap of the events. In brackets the same of an untrained "
+        "network; of one on shuffled labels; <b>bold</b>: |r| two errors above both."
     )
-    return Grid(("After layer", "Directions", "Number", "Unexplained", "Never used", *read), tuple(rows), caption)
+    head = ("After layer", "Directions", "Number", "Unexplained [%]", "Never used", *labels)
+    return Grid(head, tuple(rows), Markup(caption), "dictionaries")
+
+
+def _null(table: Table, network: str, **values: Any) -> dict[str, Any]:
+    """The row of a null network; empty if there is none."""
+    return next(iter(table.where(network=network, **values).dicts()), {})
 
 
 def _sparsity(table: Table) -> Grid:
-    rows = [
-        (row["layer"], row["expert"] or "all", f"{100 * row['critical']:.0f} %", f"{100 * row['random']:.0f} %")
-        for row in table.dicts()
-    ]
+    rows = []
+    for row in table.where(network="trained").dicts():
+        nulls = [_null(table, network, layer=row["layer"], expert=row["expert"]) for network in NULLS]
+        rows.append((row["layer"], row["expert"] or "all", _share(row), *(_share(null) for null in nulls)))
     caption = (
         "Critical sparsity (arXiv:2509.00454): the largest share of an expert's hidden units that can be off, "
-        "smallest first, with 99 % of the AUC left; and the same with units chosen at random. 100 %: the classifier "
-        "does without."
+        "smallest first, with 99 % of the AUC left; in brackets the same with units chosen at random. 100 %: the "
+        "classifier does without. Errors: bootstrap of the events, and the steps of the scan. Untrained, shuffled: all "
+        "experts of the layer in a network that has learned nothing, where 99 % of the AUC is 99 % of chance."
     )
-    return Grid(("Layer", "Expert", "Smallest first", "At random"), tuple(rows), caption, "sparsity")
+    head = ("Layer", "Expert", "Trained [%]", "Untrained [%]", "Shuffled labels [%]")
+    return Grid(head, tuple(rows), caption, "sparsity")
+
+
+def _share(row: dict[str, Any]) -> str:
+    if not row:
+        return "–"
+    return f"{_percents(row['critical'], row['error'])} ({_percents(row['random'], row['random_error'])})"
+
+
+def _percents(value: float, error: float) -> str:
+    return f"{100 * value:.0f}" if error < 0.005 else f"{100 * value:.0f} ± {100 * error:.0f}"

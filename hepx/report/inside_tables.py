@@ -28,25 +28,30 @@ QUANTITY_LABELS = {
 
 
 def attention_pairs(saved: Saved) -> Table:
-    """The pair that looks at each other most (mean over heads, both directions) per layer and process, beside the null
-    networks, the same with the length of what is carried, and the pair of largest interaction."""
+    """The pair that looks at each other most (mean over heads, both directions) per layer and process, the same with
+    the length of what is carried and through all layers so far, each beside the null networks, and the pair of largest
+    interaction."""
     attention = _attention(saved)
+    maps = {"": attention.mean, "untrained_": attention.null, "shuffled_": attention.shuffled}
+    for name, field in (("carried_", "value_norm"), ("rollout_", "rollout")):
+        ends = (("", ""), ("untrained_", "_null"), ("shuffled_", "_shuffled"))
+        maps |= {f"{name}{kind}": getattr(attention, f"{field}{end}") for kind, end in ends}
     strongest = _strongest_pairs(saved)
     rows = []
     for sample, name in enumerate(attention.sample_names):
         for layer in range(attention.mean.shape[1] if attention.num_events[sample] else 0):
             found: list[Any] = []
-            for maps in (attention.mean, attention.null, attention.shuffled, attention.value_norm):
-                value, pair = _top_pair(maps[sample, layer])
+            for values in maps.values():
+                value, pair = _top_pair(values[sample, layer])
                 found += ["–".join(attention.slots[i] for i in pair) if value > 0 else None, value]
             rows.append((layer + 1, name, *found, strongest.get(name)))
-    kinds = ("", "untrained_", "shuffled_", "carried_")
-    names = [f"{kind}{column}" for kind in kinds for column in ("pair", "attention")]
+    names = [f"{kind}{column}" for kind in maps for column in ("pair", "attention")]
     return Table(("layer", "sample", *names, "interaction_pair"), tuple(rows))
 
 
 def _top_pair(weights: Array) -> tuple[float, tuple[int, int]]:
-    mean = np.nan_to_num(weights).mean(0)  # NaN: a pair that never occurs
+    mean = np.nan_to_num(weights)  # NaN: a pair that never occurs
+    mean = mean.mean(0) if mean.ndim == 3 else mean
     both = np.triu((mean + mean.T) / 2, 1)
     i, j = np.unravel_index(np.argmax(both), both.shape)
     return float(both[i, j]), (int(i), int(j))
@@ -66,7 +71,8 @@ def _strongest_pairs(saved: Saved) -> dict[str, str]:
 
 
 def heads(saved: Saved) -> Table:
-    """Every head: entropy and slot share with the range of the null networks, shares of the logit, knock-out, sink."""
+    """Every head: entropy, slot share, shares of the logit, knock-out and sink, each with the range that the heads of
+    the null networks span in this layer; null_sinks: how many of them are sinks, out of null_heads."""
     attention = _attention(saved)
     parts = [f"logit_{name.replace(' × ', '_').replace(' ', '_')}" for name in attention.logit_parts]
     rows = []
@@ -74,6 +80,9 @@ def heads(saved: Saved) -> Table:
         change = next(e for e in attention.knock_out if (e.layer, e.index, e.where) == (layer, head, "all events"))
         sink = next(s for s in attention.sinks if (s.layer, s.head) == (layer, head))
         entropy, share = attention.entropy_null[:, layer], attention.slot_share_null[:, layer]
+        sinks = [s for rows in attention.sinks_null for s in rows if s.layer == layer]
+        knocked = [e.delta_auc for rows in attention.knock_out_null for e in rows if e.layer == layer]
+        columns = [[getattr(s, name) for s in sinks] for name in ("ratio", "share", "value_ratio", "delta_auc")]
         rows.append(
             (
                 layer + 1,
@@ -82,17 +91,30 @@ def heads(saved: Saved) -> Table:
                 *(attention.slot_share[layer, head], share.min(), share.max()),
                 *attention.logit_shares[layer, head],
                 *attention.logit_shares_null[:, layer, head].mean(0),
-                *(change.delta_auc, change.error),
-                *(sink.slot, sink.ratio, sink.share, sink.value_ratio, sink.is_sink, sink.delta_auc, sink.error),
+                *(change.delta_auc, change.error, *_range(knocked)),
+                *(sink.slot, sink.ratio, *_range(columns[0]), sink.share, *_range(columns[1])),
+                *(sink.value_ratio, *_range(columns[2]), sink.is_sink, sum(s.is_sink for s in sinks), len(sinks)),
+                *(sink.delta_auc, sink.error, *_range(columns[3])),
             )
         )
-    columns = (
+    names = (
         *("layer", "head", "entropy", "entropy_error", "entropy_null_low", "entropy_null_high", "slot_share"),
         *("slot_share_null_low", "slot_share_null_high", *parts, *(f"{part}_null" for part in parts)),
-        *("knock_out", "knock_out_error", "column", "column_ratio", "column_share", "column_value_ratio", "is_sink"),
-        *("hidden", "hidden_error"),
+        *("knock_out", "knock_out_error", *_low_high("knock_out"), "column"),
+        *(name for one in ("ratio", "share", "value_ratio") for name in (f"column_{one}", *_low_high(f"column_{one}"))),
+        *("is_sink", "null_sinks", "null_heads", "hidden", "hidden_error", *_low_high("hidden")),
     )
-    return Table(columns, tuple(rows))
+    return Table(names, tuple(rows))
+
+
+def _low_high(name: str) -> tuple[str, str]:
+    return f"{name}_null_low", f"{name}_null_high"
+
+
+def _range(values: list[float | None]) -> tuple[float | None, float | None]:
+    """Smallest and largest of the numbers that are there."""
+    known = [value for value in values if value is not None]
+    return (min(known), max(known)) if known else (None, None)
 
 
 def followed(saved: Saved) -> Table:
@@ -170,17 +192,21 @@ def expert_numbers(saved: Saved) -> Table:
     rows = []
     for layer, load in enumerate(report.load):
         for expert, share in enumerate(load):
-            others = [value for e, value in enumerate(report.similarity[layer][expert]) if e != expert]
+            likeness = [
+                max((value for e, value in enumerate(part[layer][expert]) if e != expert), default=None)
+                for part in (report.similarity, report.similarity_null)
+            ]
             lost = [e for e in report.effects if (e.kind, e.layer, e.index) == ("knock_out", layer, expert)]
             whole = next((e for e in lost if e.where == "all events"), None)
             own = [p for p in report.probes if (p.layer, p.where) == (layer, f"expert {expert + 1}")]
-            probes = {p.observable: p.value for p in own}
+            probes = {p.observable: (p.value, p.error, p.control, p.null) for p in own}
             change = (whole.delta_auc, whole.error) if whole else (None, None)
-            read = [probes.get(name) for name in HEADLINE]
+            read = [value for name in HEADLINE for value in probes.get(name, (None,) * 4)]
             dead = [layer, expert] in report.dead
-            rows.append((layer + 1, expert + 1, share, dead, max(others, default=None), *change, *read))
-    columns = ("layer", "expert", "load", "dead", "most_similar", "knock_out", "knock_out_error")
-    return Table((*columns, *(f"r2_{name}" for name in HEADLINE)), tuple(rows))
+            rows.append((layer + 1, expert + 1, share, dead, *likeness, *change, *read))
+    columns = ("layer", "expert", "load", "dead", "most_similar", "most_similar_untrained", "knock_out")
+    names = [f"r2_{name}{end}" for name in HEADLINE for end in ("", "_error", "_control", "_untrained")]
+    return Table((*columns, "knock_out_error", *names), tuple(rows))
 
 
 def _experts(saved: Saved) -> ExpertReport:
@@ -212,37 +238,51 @@ def shown_probes(group: list[Probe]) -> list[str]:
 def erasures(saved: Saved) -> Table:
     """ΔAUC of every erasure beside its control, and what a probe reads before and after."""
     rows = [
-        (e.layer, e.observable, e.rank, e.delta_auc, e.error, e.control, e.control_error, e.before, e.after)
+        (
+            *(e.layer, e.observable, e.rank, e.delta_auc, e.error, e.control, e.control_error),
+            *(e.before, e.before_error, e.after, e.after_error),
+        )
         for e in _states(saved).erasures
     ]
-    columns = ("layer", "observable", "rank", "delta_auc", "error", "control", "control_error", "r2_before", "r2_after")
-    return Table(columns, tuple(rows))
+    columns = ("layer", "observable", "rank", "delta_auc", "error", "control", "control_error")
+    return Table((*columns, "r2_before", "r2_before_error", "r2_after", "r2_after_error"), tuple(rows))
 
 
 def dictionaries(saved: Saved) -> Table:
-    """Sparse dictionary, principal components and neurons at equal sparsity."""
+    """Sparse dictionary, principal components and neurons at equal sparsity, of the trained and of null networks."""
     found = _states(saved).dictionaries
     names = [name for name in HEADLINE if any(name in d.readable for d in found)]
     rows = [
-        (d.layer, d.kind, d.size, d.active, d.unexplained, d.dead, *(d.readable.get(name) for name in names))
+        (
+            *(d.network, d.layer, d.kind, d.size, d.active, d.unexplained, d.error, d.dead),
+            *(part.get(name) for name in names for part in (d.readable, d.readable_error)),
+        )
         for d in found
     ]
-    columns = ("layer", "kind", "size", "active", "unexplained", "dead", *(f"best_{name}" for name in names))
-    return Table(columns, tuple(rows))
+    columns = ("network", "layer", "kind", "size", "active", "unexplained", "error", "dead")
+    return Table((*columns, *(f"best_{name}{end}" for name in names for end in ("", "_error"))), tuple(rows))
 
 
 def sparsity(saved: Saved) -> Table:
-    """Critical sparsity of every expert, beside units chosen at random."""
+    """Critical sparsity of every expert, beside units chosen at random, and of all experts of null networks."""
     rows = [
-        (s.layer + 1, s.expert + 1 if s.expert >= 0 else None, s.critical, s.control) for s in _states(saved).sparsity
+        (
+            *(s.network, s.layer + 1, s.expert + 1 if s.expert >= 0 else None),
+            *(s.critical, s.error, s.control, s.control_error),
+        )
+        for s in _states(saved).sparsity
     ]
-    return Table(("layer", "expert", "critical", "random"), tuple(rows))
+    return Table(("network", "layer", "expert", "critical", "error", "random", "random_error"), tuple(rows))
 
 
 def lens(saved: Saved) -> Table:
     """AUC when the states of a layer are read by the network's own head."""
-    rows = [(one.layer, one.auc, one.error, one.null) for one in _states(saved).lens]
-    return Table(("layer", "auc", "error", "untrained"), tuple(rows))
+    rows = [
+        (one.layer, one.auc, one.error, one.null, one.null_error, one.shuffled, one.shuffled_error)
+        for one in _states(saved).lens
+    ]
+    columns = ("layer", "auc", "error", "untrained", "untrained_error", "shuffled", "shuffled_error")
+    return Table(columns, tuple(rows))
 
 
 def _states(saved: Saved) -> Representation:

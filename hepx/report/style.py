@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -256,8 +256,10 @@ def matrix(
     colormap: str,
     cell: float,
     decimals: int = 2,
+    errors: Array | None = None,
 ) -> AxesImage:
-    """A table of numbers as colours, the numbers written in where a cell of `cell` inches has room for them.
+    """A table of numbers as colours, the numbers written in where a cell of `cell` inches has room for them; with one
+    decimal more and their errors where it has room for both: 0.553(8) is 0.553 ± 0.008.
 
     NaN cells stay empty; an empty list of labels leaves the axis without.
     """
@@ -266,33 +268,43 @@ def matrix(
     axes.set_yticks(range(values.shape[0]), list(rows) or [""] * values.shape[0])
     axes.tick_params(which="both", length=0, pad=4)
     axes.minorticks_off()
-    size = number_size(values, cell, decimals)
+    written = {place: fixed(float(value), decimals) for place, value in np.ndenumerate(values) if np.isfinite(value)}
+    if errors is not None:
+        both = {place: _with_error(float(values[place]), float(errors[place]), decimals + 1) for place in written}
+        written = both if number_size(both.values(), cell) else written
+    size = number_size(written.values(), cell)
     if size is not None:
-        _write_numbers(axes, values, norm, image.get_cmap(), decimals, size)
+        _write(axes, written, values, norm, image.get_cmap(), size)
     return image
 
 
-def number_size(values: Array, cell: float, decimals: int) -> float | None:
-    """Font size of numbers that fit into cells so many inches wide; None if it would not be legible.
+def _with_error(value: float, error: float, decimals: int) -> str:
+    return f"{fixed(value, decimals)}({10**decimals * error:.0f})"
 
-    >>> number_size(np.ones(1), 0.5, 2), number_size(np.ones(1), 0.1, 2)
+
+def number_size(texts: Iterable[str], cell: float) -> float | None:
+    """Font size of texts that fit into cells so many inches wide; None if it would not be legible.
+
+    >>> number_size(["1.00"], 0.5), number_size(["1.00"], 0.1)
     (10.0, None)
     """
-    widest = max((len(fixed(float(value), decimals)) for value in values[np.isfinite(values)]), default=1)
-    size = 72 * cell * 0.88 / (0.56 * widest)
+    size = 72 * cell * 0.88 / (0.56 * max(map(len, texts), default=1))
     return None if size < SMALLEST_NUMBER else min(size, 10.0)
 
 
-def _write_numbers(
-    axes: Axes, values: Array, norm: Normalize, colormap: Colormap, decimals: int, fontsize: float
+def _write(
+    axes: Axes,
+    texts: Mapping[tuple[int, ...], str],
+    values: Array,
+    norm: Normalize,
+    colormap: Colormap,
+    fontsize: float,
 ) -> None:
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            dark = _luminance(colormap(norm(value))) < 0.5
-            text = fixed(value, decimals)
-            color = "white" if dark else "black"
-            label = axes.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
-            label.set_in_layout(False)  # it lies inside the panel: nothing to measure
+    for (row, column), text in texts.items():
+        dark = _luminance(colormap(norm(values[row, column]))) < 0.5
+        color = "white" if dark else "black"
+        label = axes.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
+        label.set_in_layout(False)  # it lies inside the panel: nothing to measure
 
 
 def _luminance(color: Any) -> float:

@@ -6,7 +6,8 @@ Layer 0 is the embedded inputs; layer l the states after l layers. A probe reads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,16 @@ import torch
 from torch import Tensor
 
 from hepx.graph import NODE_TYPES, GraphBatch
-from hepx.interventions import Recorder, Referee, balanced_weight, spliced
+from hepx.interventions import Recorder, Referee, balanced_weight, spliced, spread
 from hepx.models import Model
 from hepx.nulls import Null
 from hepx.probes import halves, probe, targets
 from hepx.progress import track
-from hepx.representation.dictionary import dictionaries
+from hepx.representation.dictionary import Rows, dictionaries
 from hepx.representation.erasure import concept, erased, fit_eraser
 from hepx.representation.sparsity import critical_sparsity
 from hepx.results import Provenance
-from hepx.results_network import Erasure, Lens, Probe, Representation
+from hepx.results_network import Dictionary, Erasure, Lens, Probe, Representation, finite
 
 __all__ = ["representation", "stream"]
 
@@ -39,18 +40,19 @@ def representation(
 ) -> Representation | None:
     """All analyses of the node states on the referee's events; None for a model without node states.
 
-    nulls: null networks, at least one of them untrained.
+    nulls: null networks, at least one of them untrained; the first of each kind is looked into.
     """
     if not model.stream_names():
         return None
-    untrained = next(null.model for null in nulls if null.kind == "untrained")
-    states = stream(model, referee.graphs)
+    others = {null.kind: replace(referee, model=null.model) for null in reversed(nulls)}
+    referees = {"trained": referee} | {kind: others[kind] for kind in ("untrained", "shuffled") if kind in others}
+    states = {name: stream(one.model, referee.graphs) for name, one in referees.items()}
     return Representation(
-        probes=_probes(states, stream(untrained, referee.graphs), referee),
-        erasures=_erasures(model, states, referee),
-        dictionaries=_dictionaries(states, referee),
-        sparsity=critical_sparsity(model, referee),
-        lens=_lens(model, untrained, referee),
+        probes=_probes(states["trained"], states["untrained"], referee),
+        erasures=_erasures(model, states["trained"], referee),
+        dictionaries=[row for name in states for row in _dictionaries(states[name], name, referee)],
+        sparsity=[row for n, one in referees.items() for row in critical_sparsity(one.model, one, n, n == "trained")],
+        lens=_lens(referees),
         provenance=provenance,
     )
 
@@ -115,42 +117,43 @@ def _erase(
     return *referee.overall([referee.score(changed)]), max((one.rank for one in erasers.values()), default=0)
 
 
-def _readability(states: Array, wanted: Array, weight: Array, referee: Referee) -> tuple[float, float]:
-    """R² of a probe of all nodes side by side on held-out events, before and after an erasure fitted on the others."""
+def _readability(states: Array, wanted: Array, weight: Array, referee: Referee) -> tuple[float | None, ...]:
+    """R² of a probe of all nodes side by side on held-out events and its error, before and after an erasure fitted on
+    the others; None where there are too few events."""
     flat, fitted = states.reshape(len(states), -1).astype(np.float64), halves(referee.graphs, referee.seed)
     event = np.arange(len(flat))
     rows = fitted & np.isfinite(wanted)
     before = probe(flat, {"it": wanted}, weight, fitted, event, referee.seed)
     if "it" not in before or rows.sum() <= flat.shape[1]:
-        return 0.0, 0.0
+        return (None,) * 4
     eraser = fit_eraser(flat[rows], concept(wanted[rows]), weight[rows])
     after = probe(eraser(flat), {"it": wanted}, weight, fitted, event, referee.seed)
-    return before["it"].value, after["it"].value
+    return before["it"].value, before["it"].error, after["it"].value, after["it"].error
 
 
-def _dictionaries(states: Array, referee: Referee) -> list[Any]:
+def _dictionaries(states: Array, network: str, referee: Referee) -> list[Dictionary]:
     """One comparison per layer after the first, on the states of all present nodes."""
     graphs = referee.graphs
     event, slot = np.nonzero(graphs.mask.numpy())
-    weight, fitted = balanced_weight(graphs)[event], halves(graphs, referee.seed)[event]
     wanted = {name: values[event] for name, values in targets(graphs).items() if name in ERASED}
-    found = []
-    for layer in range(1, len(states)):
+    fitted, weight = halves(graphs, referee.seed)[event], balanced_weight(graphs)[event]
+    rows, found = Rows(weight, referee.counts[:, event], fitted, slot, wanted), []
+    for layer in track(range(1, len(states)), f"dictionaries, {network}", len(states) - 1):
         here = states[layer, event, slot].astype(np.float64)
-        found += dictionaries(here, weight, fitted, slot, wanted, layer, ACTIVE, referee.seed)
+        found += dictionaries(here, rows, network, layer, ACTIVE, referee.seed)
     return found
 
 
-def _lens(model: Model, untrained: Model, referee: Referee) -> list[Lens]:
-    """AUC when the last reader gets the states of an earlier layer, of the trained and the untrained network."""
+def _lens(referees: Mapping[str, Referee]) -> list[Lens]:
+    """AUC when the last reader gets the states of an earlier layer, of the trained and of null networks."""
     found = []
-    for layer in range(len(model.stream_names())):
-        values = []
-        for network in (model, untrained):
-            score = referee.score(early_exit(network, layer))
-            values.append(referee.auc(score))
-        spread = float(np.nanstd(values[0][1]))
-        found.append(Lens(layer, values[0][0], spread, values[1][0]))
+    for layer in range(len(referees["trained"].model.stream_names())):
+        numbers: list[float | None] = []
+        for name in ("trained", "untrained", "shuffled"):
+            if referee := referees.get(name):
+                auc, replicas = referee.auc(referee.score(early_exit(referee.model, layer)))
+            numbers += [*finite(np.array([auc])), spread(replicas)] if referee else [None, None]
+        found.append(Lens(layer, *numbers))
     return found
 
 

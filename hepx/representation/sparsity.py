@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hepx import metrics
 from hepx.interventions import Referee, mixtures, separated
 from hepx.models import Model
 from hepx.progress import track
@@ -44,42 +44,69 @@ def random_share(hidden: Float[Tensor, "*n H"], share: float, generator: torch.G
     return hidden * (order >= number)
 
 
-def critical_sparsity(model: Model, referee: Referee) -> list[Sparsity]:
-    """Of every layer, all experts at once (expert −1), then of every expert alone."""
+@dataclass(frozen=True)
+class Scan:
+    """Shares of units set to 0 [n], rising from 0, and the AUC with each, of all events and the replicas [n, 1 + R]."""
+
+    shares: Array
+    aucs: Array
+
+    @property
+    def curve(self) -> list[list[float]]:
+        """[share, AUC, its error] of each point."""
+        return [[float(s), float(a[0]), float(np.nanstd(a[1:]))] for s, a in zip(self.shares, self.aucs, strict=True)]
+
+    @property
+    def critical(self) -> tuple[float, float]:
+        """Largest share that keeps 99 % of the AUC of the first point, and its error: spread of the replicas, and the
+        step to the next share that was tried, /√12, in quadrature."""
+        kept = self.aucs >= TOLERATED * self.aucs[0]
+        largest = (kept * self.shares[:, None]).max(0)
+        beyond = self.shares[self.shares > largest[0]]
+        step = float(beyond.min() - largest[0]) if len(beyond) else 0.0
+        drawn = largest[1:][np.isfinite(self.aucs[0, 1:])]
+        return float(largest[0]), float(np.hypot(drawn.std() if len(drawn) else 0.0, step / 12**0.5))
+
+
+def critical_sparsity(model: Model, referee: Referee, network: str, alone: bool = True) -> list[Sparsity]:
+    """Of every layer, all experts at once (expert −1), then, if `alone`, of every expert alone. The referee is that of
+    the model; network: what it is called."""
     found = []
     layers = list(enumerate(mixtures(model)))
-    tried = [(i, e) for i, mixture in layers for e in (-1, *range(mixture.num_experts))]
-    for layer, expert in track(tried, "sparsity", len(tried)):
-        random = torch.Generator().manual_seed(referee.seed)
-        curve = _scan(model, referee, layer, expert, top_p)
-        control = _scan(model, referee, layer, expert, functools.partial(random_share, generator=random))
-        found.append(Sparsity(layer, expert, critical(curve), critical(control), curve))
+    tried = [(i, e) for i, mixture in layers for e in (-1, *range(mixture.num_experts if alone else 0))]
+    for layer, expert in track(tried, f"sparsity, {network}", len(tried)):
+        random = functools.partial(random_share, generator=torch.Generator().manual_seed(referee.seed))
+        off = _point(model, referee, layer, expert, torch.zeros_like)
+        scans = [_scan(model, referee, layer, expert, switch, off) for switch in (top_p, random)]
+        numbers = (*scans[0].critical, *scans[1].critical)
+        found.append(Sparsity(network, layer, expert, *numbers, scans[0].curve))
     return found
 
 
-def _scan(model: Model, referee: Referee, layer: int, expert: int, switch: Callable[..., Tensor]) -> list[list[float]]:
-    """[share of units set to 0, AUC], by rising share: everything off; if that costs too much, the interval of the kept
-    share p is halved towards where it begins to."""
-    whole = metrics.auc(referee.y, referee.reference, referee.weight)
-    points, low, high = [[0.0, whole]], 0.0, 1.0
-    points.append(_point(model, referee, layer, expert, torch.zeros_like))
-    for _ in range(STEPS if points[-1][1] < TOLERATED * whole else 0):
+def _scan(
+    model: Model, referee: Referee, layer: int, expert: int, switch: Callable[..., Tensor], off: tuple[float, Array]
+) -> Scan:
+    """From nothing off to everything `off`; if that costs too much, the interval of the kept share p is halved towards
+    where it begins to."""
+    whole, replicas = referee.auc(referee.reference)
+    points, low, high = [(0.0, np.array([whole, *replicas])), off], 0.0, 1.0
+    for _ in range(STEPS if off[1][0] < TOLERATED * whole else 0):
         middle = (low + high) / 2
         points.append(_point(model, referee, layer, expert, functools.partial(switch, share=middle)))
-        low, high = (low, middle) if points[-1][1] >= TOLERATED * whole else (middle, high)
-    return sorted(points)
+        low, high = (low, middle) if points[-1][1][0] >= TOLERATED * whole else (middle, high)
+    shares, aucs = (np.array(part) for part in zip(*points, strict=True))
+    order = np.argsort(shares, kind="stable")
+    return Scan(shares[order], aucs[order])
 
 
-def critical(curve: list[list[float]]) -> float:
-    """Largest share of units set to 0 that keeps 99 % of the AUC of the first point."""
-    return max(share for share, auc in curve if auc >= TOLERATED * curve[0][1])
-
-
-def _point(model: Model, referee: Referee, layer: int, expert: int, switch: Callable[[Tensor], Tensor]) -> list[float]:
-    """[share of hidden units set to 0, AUC] with the units of an expert (−1: of all) switched."""
+def _point(
+    model: Model, referee: Referee, layer: int, expert: int, switch: Callable[[Tensor], Tensor]
+) -> tuple[float, Array]:
+    """Share of hidden units set to 0, and the AUC and its replicas [1 + R], with the units of an expert (−1: of all)
+    switched."""
     counted = np.zeros(2)
-    auc = metrics.auc(referee.y, referee.score(switched(model, layer, expert, switch, counted)), referee.weight)
-    return [float(counted[0] / counted[1]) if counted[1] else 1.0, auc]
+    auc, replicas = referee.auc(referee.score(switched(model, layer, expert, switch, counted)))
+    return float(counted[0] / counted[1]) if counted[1] else 1.0, np.array([auc, *replicas])
 
 
 def switched(model: Model, layer: int, expert: int, switch: Callable[[Tensor], Tensor], counted: Array) -> Model:
