@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hepx.attribution import METHODS, Subject, explain
+from hepx.attribution import METHODS, Subject, event_table, explain
 from hepx.attribution.baselines import draw, patterns
 from hepx.attribution.shapley import Shapley
 from hepx.errors import ConfigError, ResultError
@@ -23,12 +23,13 @@ from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.planted import MECHANISMS, Mechanism, plant, suite, toy_graphs
 from hepx.planted.bayes import BayesNetwork, expected_auc, judge_network
 from hepx.planted.cases import VARIANTS, SuiteSettings, cases, own_base, toy_base
-from hepx.planted.judge import Criterion, Measures, missed
+from hepx.planted.judge import Criterion, Measures, measure, missed
+from hepx.planted.mechanisms import hidden_class
 from hepx.planted.observations import OBSERVATIONS
 from hepx.planted.suite import run_suite
 from hepx.planted.systematics import VARIATIONS
 from hepx.report.planted import make_planted
-from hepx.results import Provenance
+from hepx.results import Explanation, Provenance
 
 TINY = {"train_events": 600, "test_events": 300, "explained": 20, "draws": 4, "epochs": 1, "quick": True}
 COMPLETE = {"shapley", "feature_groups", "owen", "integrated_gradients", "deeplift"}
@@ -76,11 +77,28 @@ def _pull(score: torch.Tensor, y: torch.Tensor) -> float:
     return max(float((y[i] - p[i]).sum().abs() / (p[i] * (1 - p[i])).sum().sqrt().clamp(min=1e-9)) for i in parts)
 
 
+def test_a_hidden_class_decides_which_mass_matters() -> None:
+    """Inside each class the labels follow its own mechanism and not the other; both have as much signal, so the class
+    tells nothing of the label, and no event shows it."""
+    graphs = toy_graphs(20_000, 3)
+    events = plant(graphs, MECHANISMS["two"].balanced(graphs), 4)
+    drawn = hidden_class(events)
+    assert torch.equal(events.x, graphs.x)
+    assert float(drawn.double().mean()) == pytest.approx(0.5, abs=0.015)
+    for number, (own, other) in enumerate([("mbb", "mt"), ("mt", "mbb")]):
+        inside = events[drawn == number]
+        scores = [MECHANISMS[name].balanced(graphs).score for name in (own, other)]
+        pulls = [_pull(one(inside.x, inside.node_type, inside.layout.slots).double(), inside.y) for one in scores]
+        assert pulls[0] < 4
+        assert pulls[1] > 10
+        assert float(inside.y.double().mean()) == pytest.approx(0.5, abs=0.02)
+
+
 def test_reference_values_equal_the_sum_over_orderings(provenance: Provenance) -> None:
     """Oracle: Shapley values of the Bayes score by all 5! orders of the objects, donor by donor."""
     graphs = toy_graphs(300, 5)
     events, donors = graphs[graphs.mask.all(1)][:2], graphs[100:]
-    for name in ("mbb", "mix", "xor"):
+    for name in ("mbb", "mix", "two", "xor"):
         network = BayesNetwork(MECHANISMS[name], graphs.layout)
         found = explain(Shapley(draws=3), Subject(network, network, events, donors, 1, 7), provenance)
         pattern = next(patterns(events, donors))
@@ -175,6 +193,8 @@ def test_every_method_is_in_the_table(planted: tuple[suite.Suite, Path]) -> None
         lines = list(csv.DictReader(file))
     assert [line["method"] for line in lines] == [row.method for row in found.rows]
     assert float(lines[0]["mass"]) == found.rows[0].measures.mass
+    assert float(lines[0]["mass_error"]) == found.rows[0].errors.mass
+    assert "exactness_error" not in lines[0]
 
 
 def test_what_is_asked_besides_the_table(planted: tuple[suite.Suite, Path]) -> None:
@@ -199,6 +219,7 @@ def test_the_page_shows_every_number(planted: tuple[suite.Suite, Path]) -> None:
     assert "**" not in "".join(lines)  # nothing is judged on a network that misses the gate
     row = next(row for row in found.rows if row.method == "shapley" and row.network == "trained")
     assert f"| shapley | {row.measures.mass:.2f} |" in "\n".join(lines)
+    assert f'{row.measures.mass:.3f}</span><span class="quiet">({1000 * (row.errors.mass or 0.0):.0f})' in page
     assert page.count("fails, as it must") >= 2 * 10
     assert "misses the gate" in page
     assert "misses, as it must" in page
@@ -256,6 +277,64 @@ def test_own_events_lose_what_cannot_be_explained(toys: GraphBatch) -> None:
     without = own_base(replace(toys, layout=layout), replace(rare, layout=layout), settings, "mine", "x")
     with pytest.raises(ConfigError, match="no mechanism can be planted into these graphs"):
         cases(settings, without, Path())
+
+
+# Errors -----------------------------------------------------------------------------------------------------------
+
+
+def _drawn(graphs: GraphBatch, rng: np.random.Generator, provenance: Provenance) -> tuple[Explanation, Explanation]:
+    """An explanation and its reference: attributions that share a factor of their event, noise, and a few misses."""
+    size = rng.lognormal(0, 0.7, (len(graphs), 1))
+    truth = np.array([1.0, -0.8, 0.1, 0.2, 0.1]) * size * graphs.mask.numpy()
+    values = truth + 0.6 * size * rng.normal(size=truth.shape) * graphs.mask.numpy()
+    score, none = rng.normal(size=len(graphs)), np.zeros(len(graphs))
+    pairs = values[:, :, None] * values[:, None, :]
+    gap = 0.1 * np.abs(rng.normal(size=len(graphs)))
+    exact = Explanation(event_table(graphs), truth, None, score, none, none, None, None, provenance)
+    return Explanation(event_table(graphs), values, None, score, none, gap, pairs, None, provenance), exact
+
+
+def test_errors_are_the_spread_over_other_events(toys: GraphBatch, provenance: Provenance) -> None:
+    """Oracle: the same measures of 150 other sets of events, some of negative weight. The objects of an event are not
+    independent: what a correlation of as many independent values has as its error is too small."""
+    rng, mechanism, number = np.random.default_rng(4), MECHANISMS["mbb"], 120
+    found = []
+    for _ in range(150):
+        graphs = toys[torch.from_numpy(rng.choice(len(toys), number, replace=False))]
+        graphs = replace(graphs, weight=torch.from_numpy(rng.choice([1.0, 2.0, -0.5], number, p=[0.5, 0.4, 0.1])))
+        result, exact = _drawn(graphs, rng, provenance)
+        found.append(measure(mechanism, graphs, result, exact, exact))
+    for name in ("mass", "rank", "pointing", "pair_hit", "pair_mass", "closure", "completeness"):
+        values, errors = (np.array([getattr(one[part], name) for one in found]) for part in (0, 1))
+        assert errors.mean() == pytest.approx(values.std(), rel=0.25), name
+    closure = np.array([one[0].closure for one in found])
+    effective = number * 1.25**2 / 2.125  # (Σw)² / Σw², of 4.5 objects each
+    assert closure.std() > 1.5 * (1 - closure.mean() ** 2) / np.sqrt(4.5 * effective)
+
+
+def test_a_share_of_all_events_has_an_error(provenance: Provenance) -> None:
+    """25 of 25: that of 26 of 27, by Laplace's rule; doubled weights change nothing, and one event has none."""
+    graphs = toy_graphs(25, 1)
+    values = np.tile([1.0, 1.0, 0, 0, 0], (25, 1))
+    result = replace(_drawn(graphs, np.random.default_rng(1), provenance)[0], values=values)
+    for weight in (1.0, 2.0):
+        weighted = replace(graphs, weight=torch.full((25,), weight, dtype=torch.float64))
+        means, errors = measure(MECHANISMS["mbb"], weighted, result, result, result)
+        assert (means.pointing, means.mass, errors.mass) == (1.0, 1.0, 0.0)
+        assert errors.pointing == pytest.approx(np.sqrt(26 / 27 * 1 / 27 / 27))
+    one = _drawn(graphs[:1], np.random.default_rng(1), provenance)[0]
+    assert measure(MECHANISMS["mbb"], graphs[:1], one, one, one)[1] == Measures()
+
+
+def test_costly_methods_explain_fewer_events_only_where_nothing_is_decided(tmp_path: Path) -> None:
+    settings = tiny(mechanisms=("mbb",), explained=80, quick=False)
+    trained, untrained, _ = cases(settings, toy_base(settings), tmp_path)
+    for name in ("owen", "feature_groups", "integrated_gradients"):
+        assert [suite.method_of(name, case).events for case in (trained, untrained)] == [80, 20]
+        quick = replace(trained, settings=tiny(explained=80))
+        assert suite.method_of(name, quick).events == 20
+    assert suite.method_of("gnn_explainer", trained).events == 20
+    assert suite.method_of("shapley", untrained).events == 80
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from hepx.graph import GraphBatch
 from hepx.models import build_model
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.inputs import PHI, PT
+from hepx.nulls import Null
 from hepx.planted import MECHANISMS, plant, toy_graphs
 from hepx.planted.bayes import BayesNetwork, judge_network
 from hepx.planted.cases import Case, SuiteSettings, cases, toy_base
-from hepx.planted.checks import control_checks, shortcut_check, suppressor_checks
-from hepx.planted.experts import EXPERT_CASES, Setting, cloned, deadened
+from hepx.planted.checks import control_checks, shortcut_check, shortcut_costs, suppressor_checks
+from hepx.planted.experts import EXPERT_CASES, OracleNetwork, Setting, cloned, deadened
 from hepx.planted.judge import Check, Measures, measure
 from hepx.planted.observations import wording
 from hepx.planted.systematics import VARIATIONS, coverage, shift, with_jets
@@ -66,6 +67,31 @@ def test_what_is_asked_of_one_mixture_fails_for_another(reports: dict[str, Exper
     assert failed("mix", reports["untrained"]) >= {"information", "verdict"}
 
 
+def test_the_choice_of_expert_cannot_tell_a_hidden_class(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that looks at m_bb tells m_bb and not the class; one that looks at neither mass is blind; and the class
+    is found out if it is no longer hidden."""
+
+    def router(*at: int) -> OracleNetwork:
+        """It looks at some of m_bb, m_T and the third jet."""
+        model = OracleNetwork(setting.graphs.layout).eval()
+        with torch.no_grad():
+            model.mixture.router.weight.zero_()
+            model.mixture.router.weight[:2, at] = torch.tensor([[-20.0], [20.0]])
+        return model
+
+    def looking(at: int) -> set[str]:
+        case = replace(EXPERT_CASES["two"], make=lambda setting: router(at))
+        return {check.analysis for check in case.judge(case.report(setting)) if not check.passed}
+
+    monkeypatch.setattr("hepx.planted.experts.random_oracles", lambda layout: [Null("untrained", router())] * 3)
+
+    assert looking(0) == set()
+    assert looking(2) == {"variables told"}
+    third = setting.graphs.layout.slots.index("j3")
+    monkeypatch.setattr("hepx.planted.experts.hidden_class", lambda graphs: graphs.mask[:, third].long())
+    assert looking(2) == {"information", "variables told"}
+
+
 @torch.no_grad()
 def test_copies_and_dead_experts_are_made_as_said(setting: Setting) -> None:
     """Only the copy changes; the dead expert is never chosen, and a copy of every expert is the first."""
@@ -86,7 +112,8 @@ def test_copies_and_dead_experts_are_made_as_said(setting: Setting) -> None:
 @pytest.fixture(scope="module")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A network on shuffled labels, hardly trained."""
-    settings = SuiteSettings(train_events=800, test_events=1500, epochs=1, mechanisms=("met_significance",))
+    sizes = {"train_events": 800, "test_events": 1500, "epochs": 1, "explained": 20, "draws": 4}
+    settings = SuiteSettings(**sizes, mechanisms=("met_significance",))  # type: ignore[arg-type]
     found = cases(settings, toy_base(settings), tmp_path_factory.mktemp("control"))
     return next(case for case in found if case.network == "shuffled")
 
@@ -100,7 +127,8 @@ def facts(case: Case, model: torch.nn.Module, mass: float) -> dict[str, Check]:
 
 def test_a_network_that_has_learned_nothing_is_seen_as_such(control: Case) -> None:
     """A random function of a few inputs has an AUC far from one half, which is no learning: its spread over networks
-    says so. The Bayes-optimal network on the same events is caught, and so is a large relevance mass."""
+    says so. The Bayes-optimal network on the same events is caught, and so is a large relevance mass: other networks
+    that have learned nothing are not that far from chance."""
     nothing = facts(control, control.model, 0.3)
     assert all(check.passed for check in nothing.values())
     spread = nothing["AUC with t"].error
@@ -127,6 +155,21 @@ def test_a_shortcut_is_reported(control: Case) -> None:
     assert (check.passed, check.value, check.text) == (True, 0.5, "not saliency")
     assert not shortcut_check(case, rows | {"owen": Measures(shortcut=0.0)}).passed
     assert not shortcut_check(case, {}).passed
+
+
+def test_a_shortcut_costs_where_nothing_leaks(tmp_path: Path) -> None:
+    """The best score that knows of the leak gains with it and loses without; one that never looked does neither."""
+    settings = SuiteSettings(train_events=1000, test_events=3000, mechanisms=("leak",))
+    case = cases(settings, toy_base(settings), tmp_path)[0]
+    case.__dict__["model"] = case.bayes
+    worth, cost = shortcut_costs(case)
+    assert worth.passed
+    assert cost.passed
+    assert worth.value == pytest.approx(0.20, abs=0.04)  # 0.745 − 0.545 in 6000 events
+    unleaked = case.mechanism.unleaked
+    assert unleaked is not None
+    case.__dict__["model"] = BayesNetwork(replace(case.mechanism, score=unleaked), case.events[1].layout)
+    assert [(check.value, check.passed) for check in shortcut_costs(case)] == [(0.0, False)] * 2
 
 
 def test_a_suppressor_gets_weight_without_association(tmp_path: Path) -> None:
@@ -162,8 +205,8 @@ def test_weight_on_unused_features_is_measured(provenance: Provenance) -> None:
     graphs = toy_graphs(10, 1)
     values = np.tile([1.0, -0.1, 0.9], (10, 1))
     result = groups(graphs, values, provenance)
-    assert measure(MECHANISMS["mt"], graphs, result, result, result).unused == pytest.approx(0.05)
-    assert measure(MECHANISMS["mbb"], graphs, result, result, result).unused is None
+    assert measure(MECHANISMS["mt"], graphs, result, result, result)[0].unused == pytest.approx(0.05)
+    assert measure(MECHANISMS["mbb"], graphs, result, result, result)[0].unused is None
 
 
 @pytest.mark.parametrize(("offset", "low", "high"), [(0.0, 0.01, 1.0), (0.3, 0.0, 1e-6)])
@@ -179,7 +222,7 @@ def test_attributions_of_nothing_are_zero_within_errors(
     values[:, 0] += offset
     none = np.zeros(len(graphs))
     result = Explanation(event_table(graphs), values, None, none, None, None, None, None, "logit", provenance)
-    found = measure(MECHANISMS["null"], graphs, result, result, result).null
+    found = measure(MECHANISMS["null"], graphs, result, result, result)[0].null
     assert found is not None
     assert low <= found <= high
 

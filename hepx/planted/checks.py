@@ -10,19 +10,21 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from hepx import metrics
-from hepx.attribution import explain
+from hepx.attribution import Subject, explain
 from hepx.attribution.shapley import Shapley
 from hepx.graph import RAW_FEATURES
 from hepx.models import predict
 from hepx.planted import experts, systematics
 from hepx.planted.bayes import Gate
 from hepx.planted.cases import CONTROLS, Case, trained
-from hepx.planted.judge import EXACT, Check, Criterion, Measures, missed
+from hepx.planted.events import plant
+from hepx.planted.judge import EXACT, Check, Criterion, Measures, measure, missed
 from hepx.planted.observations import OBSERVATIONS
 from hepx.results import Array, Explanation, Provenance
 
 IGNORANT = 8  # untrained networks: how far from ½ is the AUC of a network that has learned nothing?
 CHANCE = 0.01  # that a control fails although all is well, for each fact
+UNIFORM = 2.0  # standard deviations from chance of the relevance mass of a network that has learned nothing
 ABOVE_CHANCE = 0.25  # relevance mass of a network that has learned nothing, beyond the share of the true objects
 MOST = 3000  # events in which experts are looked at
 WEIGHT = Criterion(0.10)  # of a suppressor
@@ -38,11 +40,11 @@ def checks_of(case: Case, gate: Gate | None, rows: Mapping[str, Measures]) -> It
     if case.network != "trained":
         return
     if case.mechanism.shortcut:
-        yield "shortcut", lambda: [shortcut_check(case, rows)]
+        yield "shortcut", lambda: [shortcut_check(case, rows), *shortcut_costs(case)]
     if case.mechanism.suppressor:
         yield "suppressor", lambda: list(suppressor_checks(case))
-    if case.name == experts.MECHANISM:
-        for name in experts.EXPERT_CASES:
+    for name, known in experts.EXPERT_CASES.items():
+        if known.mechanism == case.name:
             yield f"experts-{name}", lambda name=name: _of_experts(case, name)  # type: ignore[misc]
     if case.name == systematics.MECHANISM:
         yield "systematics", lambda: _of_systematics(case)
@@ -75,6 +77,32 @@ def control_checks(case: Case, gate: Gate, rows: Mapping[str, Measures]) -> Iter
         value = rows["shapley"].mass
         what = f"relevance mass of the exact Shapley values: at most the share of the true objects + {ABOVE_CHANCE:g}"
         yield Check(level, name, "shapley", what, value, None, str(bound), bound.met(value))
+        if case.network == "shuffled":
+            yield _uniform(case, name, value, chance)
+
+
+def _uniform(case: Case, name: str, value: float, chance: float) -> Check:
+    """The relevance mass is that of attributions which are spread evenly, as far as networks that have learned nothing
+    have it: they differ by far more than the statistics of the events."""
+    off = []
+    for model in case.fresh_networks(IGNORANT):
+        subject = case.subject(model, case.settings.explained)
+        found = _shapley(case, subject)
+        mass = measure(case.mechanism, subject.graphs, found, found, found)[0].mass
+        assert mass is not None
+        off.append(mass - chance)
+    error = float(np.sqrt(np.mean(np.square(off))))
+    what = f"the same at chance; error: rms distance from chance of {IGNORANT} untrained networks"
+    text = f"their mean {chance + np.mean(off):.3f} ± {np.std(off, ddof=1) / IGNORANT**0.5:.3f}"
+    asked, passed = f"{chance:.3f} within {UNIFORM:g} σ", abs(value - chance) <= UNIFORM * error
+    return Check(case.mechanism.level, name, "shapley", what, value, error, asked, passed, text)
+
+
+def _shapley(case: Case, subject: Subject) -> Explanation:
+    provenance = Provenance("shapley", {}, "", "", "", case.settings.seed, "", "", "cpu")
+    found = explain(Shapley(draws=case.settings.draws), subject, provenance)
+    assert isinstance(found, Explanation)
+    return found
 
 
 def _half(level: int, case: str, what: str, auc: float, error: float, limit: float) -> Check:
@@ -98,6 +126,28 @@ def shortcut_check(case: Case, rows: Mapping[str, Measures]) -> Check:
     )
 
 
+def shortcut_costs(case: Case) -> Iterator[Check]:
+    """The shortcut pays where it leaks, and costs where it does not: the same test events with the same labels but
+    without the leak are classified worse, and worse than by a score that never relied on it. Errors from replicas of
+    the events that both AUCs share."""
+    mechanism, seed = case.mechanism, case.settings.seed
+    events = {"with": case.events[1], "without": plant(case.base.test, replace(mechanism, leak=None), seed + 2)}
+    y, weight = events["without"].y.numpy(), events["without"].weight.double().numpy()
+    scores = {where: predict(case.model, graphs) for where, graphs in events.items()}
+    scores |= {f"best, {where}": predict(case.bayes, graphs) for where, graphs in events.items()}
+    scores["honest"] = mechanism.drawn(events["without"])
+    numbers = {name: score.double().numpy() for name, score in scores.items()}
+    auc = {name: metrics.auc(y, score, weight) for name, score in numbers.items()}
+    replicas = {name: metrics.bootstrap_auc(y, score, weight, 200, seed) for name, score in numbers.items()}
+    text = ", ".join(f"{name} {value:.3f}" for name, value in auc.items())
+    worth = "AUC that the shortcut is worth: of the test events with the leak, minus of the same events without it"
+    cost = "AUC that it costs where nothing leaks: of the best score without it (honest), minus of the network"
+    for what, one, other, said in ((worth, "with", "without", text), (cost, "honest", "without", "")):
+        gap, error = auc[one] - auc[other], float((replicas[one] - replicas[other]).std())
+        asked, passed = f"> {NORMAL:.1f} σ", gap > NORMAL * error
+        yield Check(mechanism.level, case.name, "shortcut", what, gap, error, asked, passed, said)
+
+
 def suppressor_checks(case: Case) -> Iterator[Check]:
     """A suppressor tells nothing of the class by itself (so its class-conditional association, and the pattern of Haufe
     et al. 2014, is none), but the best classifier needs it: Shapley values give it weight (arXiv:2111.07473)."""
@@ -113,13 +163,10 @@ def suppressor_checks(case: Case) -> Iterator[Check]:
     )
     number = min(len(present), case.settings.explained)
     subject = replace(case.subject(case.model, 1), graphs=present[:number])
-    provenance = Provenance("shapley", {}, "", "", "", case.settings.seed, "", "", "cpu")
-    found = explain(Shapley(draws=case.settings.draws), subject, provenance)
-    assert isinstance(found, Explanation)
-    size, weight = np.abs(found.values), subject.graphs.weight.double().numpy()
-    share = float((weight * size[:, index] / size.sum(1)).sum() / weight.sum())
+    size, weight = np.abs(_shapley(case, subject).values), subject.graphs.weight.double().numpy()
+    share, error = metrics.weighted_mean(size[:, index] / size.sum(1), weight)
     what = f"{slot}: share of Σ|φ| in events that have it"
-    yield Check(case.mechanism.level, case.name, "shapley", what, share, None, str(WEIGHT), WEIGHT.met(share))
+    yield Check(case.mechanism.level, case.name, "shapley", what, share, error, str(WEIGHT), WEIGHT.met(share))
 
 
 def _of_experts(case: Case, name: str) -> list[Check]:

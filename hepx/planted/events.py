@@ -60,7 +60,7 @@ def plant(graphs: GraphBatch, mechanism: Mechanism, seed: int, shuffled: bool = 
     generator = torch.Generator().manual_seed(seed)
     if mechanism.prepare is not None:
         graphs = mechanism.prepare(graphs)
-    probability = torch.sigmoid(mechanism.drawn(graphs.x, graphs.node_type, graphs.layout.slots))
+    probability = torch.sigmoid(mechanism.drawn(graphs))
     y = (torch.rand(len(graphs), generator=generator) < probability).to(torch.int64)
     if shuffled:
         y = y[torch.randperm(len(y), generator=generator)]

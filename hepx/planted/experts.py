@@ -1,7 +1,9 @@
 """Level 3: do the analyses of the experts tell the truth about mixtures whose experts are known?
 
-All of them see the events of `mix` (m_bb where there is no third jet, m_T where there is one). Adding one = one entry
-in EXPERT_CASES: how the network is made, and what the analyses must find.
+They see the events of `mix` (m_bb where there is no third jet, m_T where there is one), or of `two`, where the same two
+mechanisms belong to classes of events that look alike: no router can separate them, so whatever an expert does, the
+choice of expert must not tell the class. (Its loss may cost more in one class: the labels know the class.) Adding one =
+one entry in EXPERT_CASES: how the network is made, and what the analyses must find.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from hepx.experts import expert_report
 from hepx.experts.changes import PARAMETERS
 from hepx.experts.information import INTERVAL
-from hepx.experts.verdict import SAME, exceeding
+from hepx.experts.verdict import SAME, SMALLEST_BITS, exceeding
 from hepx.graph import GraphBatch, Layout
 from hepx.interventions import Referee, mixtures, separated
 from hepx.models import Model, Output, Trace
@@ -25,11 +27,11 @@ from hepx.models.inputs import Inputs
 from hepx.models.layers import MixtureOfExperts, mean_pool
 from hepx.nulls import Null
 from hepx.planted.judge import Check, Criterion
-from hepx.planted.mechanisms import MECHANISMS
-from hepx.results import Provenance
-from hepx.results_network import ExpertReport, Information
+from hepx.planted.mechanisms import CLASSES, MECHANISMS, hidden_class
+from hepx.results import Array, Provenance
+from hepx.results_network import ExpertReport
 
-LEVEL, MECHANISM = 3, "mix"
+LEVEL = 3
 PARTS = ("mbb", "mt")  # the mechanism without, and with a third jet
 DEAD = (0, 0)  # layer and number of the expert that is never chosen
 RANDOM_ORACLES = 4
@@ -96,8 +98,8 @@ def random_oracles(layout: Layout, number: int = RANDOM_ORACLES) -> list[Null]:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cases are made of: events of `mix`, the network trained on them, untrained ones and one trained on
-    shuffled labels."""
+    """What the cases are made of: events, the network trained on them, untrained ones and one trained on shuffled
+    labels."""
 
     graphs: GraphBatch
     trained: Model
@@ -162,12 +164,9 @@ def _likeness(report: ExpertReport, criterion: Criterion) -> Check:
     return _answer("likeness", "smallest CKA of two experts", smallest, criterion)
 
 
-def _about_region(report: ExpertReport) -> list[Information]:
-    return [one for one in report.information if one.about in REGIONS]
-
-
 def _information(report: ExpertReport, criterion: Criterion) -> Check:
-    best = max(_about_region(report), key=lambda one: one.excess)
+    regions = (one for one in report.information if one.about in (*REGIONS, *CLASSES))
+    best = max(regions, key=lambda one: one.excess)
     what = "I(expert; mechanism | slot) of the best layer beyond the nulls, bit"
     found = _answer("information", what, best.excess, criterion, (best.high - best.low) / (2 * INTERVAL))
     return replace(found, text=f"layer {best.layer + 1}: {best.value:.3f} bit, largest null {max(best.nulls):.3f}")
@@ -230,22 +229,40 @@ def _of_null(report: ExpertReport) -> Answers:
     yield _says(report, [NOTHING])
 
 
+def _of_hidden(report: ExpertReport) -> Answers:
+    yield _information(report, Criterion(SMALLEST_BITS, at_least=False))
+    told = {one.about for one in exceeding(report.information)}
+    passed = bool(told & set(PARTS)) and not told & set(CLASSES)  # nor is the analysis blind
+    yield _holds("variables told", "m_bb or m_T, not the hidden class", passed, ", ".join(sorted(told)))
+
+
+def _third_jet(graphs: GraphBatch) -> dict[str, Array]:
+    has_third = graphs.mask[:, graphs.layout.slots.index("j3")].numpy()
+    return dict(zip(REGIONS, (~has_third, has_third), strict=True))
+
+
+def _hidden(graphs: GraphBatch) -> dict[str, Array]:
+    drawn = hidden_class(graphs).numpy()
+    return {name: drawn == number for number, name in enumerate(CLASSES)}
+
+
 @dataclass(frozen=True)
 class ExpertCase:
-    """A mixture whose experts are known. what: in words; make: the network; judge: what must be found."""
+    """A mixture whose experts are known. what: in words; make: the network; judge: what must be found; mechanism: whose
+    events; regions: where which mechanism is at work, name -> events [B]."""
 
     what: str
     make: Callable[[Setting], Model]
     judge: Callable[[ExpertReport], Answers]
+    mechanism: str = "mix"
+    regions: Callable[[GraphBatch], dict[str, Array]] = _third_jet
 
     def report(self, setting: Setting) -> ExpertReport:
         """The analyses of the experts, as a run makes them."""
         graphs, model = setting.graphs, self.make(setting)
         known = isinstance(model, OracleNetwork)
         nulls = random_oracles(graphs.layout) if known else setting.nulls(model)
-        has_third = graphs.mask[:, graphs.layout.slots.index("j3")].numpy()
-        regions = dict(zip(REGIONS, (~has_third, has_third), strict=True))
-        referee = Referee(model, graphs, 1, setting.seed, regions)
+        referee = Referee(model, graphs, 1, setting.seed, self.regions(graphs))
         found = expert_report(model, nulls, referee, Provenance("", {}, "", "", "", setting.seed, "", "", "cpu"))
         assert found is not None
         return found
@@ -266,6 +283,9 @@ EXPERT_CASES: dict[str, ExpertCase] = {
     ),
     "untrained": ExpertCase("untrained", lambda setting: setting.untrained[0], _of_null),
     "shuffled": ExpertCase("trained on shuffled labels", lambda setting: setting.shuffled, _of_null),
+    "two": ExpertCase(
+        "trained on two classes that look alike", lambda setting: setting.trained, _of_hidden, "two", _hidden
+    ),
 }
 """Name -> mixture."""
 

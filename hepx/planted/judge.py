@@ -6,12 +6,14 @@ Mass and rank accuracy: Arras et al., arXiv:2003.07258; closure: correlation wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import t as student_t
 
+from hepx import metrics
 from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch
 from hepx.planted.bayes import correlation
 from hepx.planted.mechanisms import Mechanism
@@ -21,11 +23,14 @@ Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 OF_PAIRS = ("edge_knockout", "gradient_attention", "gnn_explainer")  # judged by pairs where the truth is one
 EXACT = ("shapley", "feature_groups", "owen")  # what has an exact reference on the Bayes-optimal score
+WITHOUT_ERROR = ("exactness", "null", "shortcut")  # a maximum, a probability, a yes or no
+REPLICAS = 200  # of the events, for errors of correlations and of the completeness
 
 
 @dataclass(frozen=True)
 class Measures:
-    """None where a method or a mechanism has no such thing. Means over the explained events with signed weights.
+    """None where a method or a mechanism has no such thing. Means over the explained events with signed weights; their
+    standard errors over these events are kept in the same form (`measure`).
 
     mass: share of Σ|attribution| on the true objects; rank: share of the true objects among as many strongest;
     pointing: share of events whose strongest object is a true one; feature_mass: like mass, for features; pair_hit:
@@ -167,13 +172,19 @@ def _cells(members: str, graphs: GraphBatch) -> frozenset[str]:
     return frozenset(cells)
 
 
-def measure(mechanism: Mechanism, graphs: GraphBatch, result: Result, reference: Result, exact: Result) -> Measures:
-    """All measures of a result. reference: the Shapley values of the Bayes-optimal score for the same events; exact:
-    the same method on the Bayes-optimal score where it has one, else the reference."""
+_Value = tuple[float | None, float | None]  # with its standard error
+
+
+def measure(
+    mechanism: Mechanism, graphs: GraphBatch, result: Result, reference: Result, exact: Result
+) -> tuple[Measures, Measures]:
+    """All measures of a result, and their standard errors over the events; no error where one number stands for all
+    events (importance, response curves). reference: the Shapley values of the Bayes-optimal score for the same events;
+    exact: the same method on the Bayes-optimal score where it has one, else the reference."""
     found, weight = found_in(result, graphs), graphs.weight.double().numpy()
     truth = mechanism.relevant(graphs).numpy()
     told = truth.any(1)
-    values: dict[str, float | None] = {"completeness": found.completeness}
+    values: dict[str, _Value] = {"completeness": (found.completeness, _completeness_error(result))}
     if found.objects is not None and told.any():
         values |= _localised(np.abs(found.objects), truth, weight)
     if found.features is not None and mechanism.features:
@@ -181,24 +192,73 @@ def measure(mechanism: Mechanism, graphs: GraphBatch, result: Result, reference:
     if found.pairs is not None and mechanism.pair:
         values |= _pairs(np.abs(found.pairs), truth, weight)
     if not mechanism.slots:
-        values["null"] = _by_chance(found, weight)
+        values["null"] = _by_chance(found, weight), None
     if mechanism.unique and mechanism.slots:
         values |= _closures(result, found, found_in(exact, graphs), found_in(reference, graphs), graphs, exact)
-    return Measures(**values)
+    means, errors = ({name: value[part] for name, value in values.items()} for part in (0, 1))
+    return Measures(**means), Measures(**errors)
 
 
-def _mean(values: Array, weight: Array) -> float | None:
-    """Weighted mean over the events where a value is defined."""
+def _mean(values: Array, weight: Array, share: bool = False) -> _Value:
+    """Weighted mean over the events where a value is defined, and its standard error.
+
+    share: of values from 0 to 1 that may all be alike. The error is then that with one more event of 0 and one of 1
+    (Laplace's rule): that no event of 25 failed does not say that none ever will.
+    """
     known = np.isfinite(values)
-    total = weight[known].sum()
-    return float((weight * np.where(known, values, 0.0)).sum() / total) if total > 0 else None
+    values, weight = values[known], weight[known]
+    total = weight.sum()
+    if total <= 0:
+        return None, None
+    mean, error = metrics.weighted_mean(values, weight)
+    if share:
+        one = (weight**2).sum() / total  # as many events of this weight have the same error
+        _, error = metrics.weighted_mean(np.append(values, [0.0, 1.0]), np.append(weight, [one, one]))
+    return mean, error if len(values) > 1 else None
+
+
+def _bootstrap(terms: Array, function: Callable[[Array], Array]) -> float | None:
+    """Spread of a function of sums over events, in bootstrap replicas of the events. terms: [B, S]; function: sums
+    [S, R] -> values [R]."""
+    if len(terms) < 2:
+        return None
+    counts = np.stack(list(metrics.poisson_counts(len(terms), REPLICAS, 0)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return metrics.spread(function((counts @ terms).T))
+
+
+def _correlation(a: Array, b: Array, weight: Array, mask: Bools) -> _Value:
+    """Weighted correlation of the elements of all events where `mask`, all [B, ...] but weight [B]; events are the
+    independent ones, so the error is from replicas of them."""
+    spread = np.broadcast_to(weight.reshape(-1, *[1] * (mask.ndim - 1)), mask.shape)
+    value = correlation(a[mask], b[mask], spread[mask])
+    if value is None:
+        return None, None
+    a, b = (np.where(mask, v - v[mask].mean(), 0.0) for v in (a, b))
+    terms = np.stack([mask * 1.0, a, b, a * a, b * b, a * b]) * spread
+
+    def of_sums(sums: Array) -> Array:
+        _, x, y, xx, yy, xy = sums / sums[0]
+        return np.asarray((xy - x * y) / np.sqrt((xx - x**2) * (yy - y**2)))
+
+    return value, _bootstrap(terms.reshape(*terms.shape[:2], -1).sum(2).T, of_sums)
+
+
+def _completeness_error(result: Result) -> float | None:
+    """Of the relative completeness error."""
+    if not isinstance(result, Explanation | GroupExplanation):
+        return None
+    if result.completeness_error is None or result.baseline_score is None:
+        return None
+    terms = np.stack([result.completeness_error, result.score - result.baseline_score], 1) ** 2
+    return _bootstrap(terms, lambda sums: np.sqrt(sums[0] / sums[1]))
 
 
 def _share(part: Array, whole: Array) -> Array:
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
-def _localised(size: Array, truth: Bools, weight: Array) -> dict[str, float | None]:
+def _localised(size: Array, truth: Bools, weight: Array) -> dict[str, _Value]:
     """Mass, rank and pointing for sizes [B, N]; a method that says nothing about an event has no mass there, and
     points nowhere."""
     place = np.argsort(np.argsort(-size, axis=1, kind="stable"), axis=1)
@@ -206,31 +266,31 @@ def _localised(size: Array, truth: Bools, weight: Array) -> dict[str, float | No
     silent = size.sum(1) == 0
     top = (place < number[:, None]) & truth
     first = (place == 0) & truth
+    ranks = _share(top.sum(1).astype(float), number.astype(float))
     return {
         "mass": _mean(_share((size * truth).sum(1), size.sum(1)), weight),
-        "rank": _mean(np.where(silent, 0.0, _share(top.sum(1).astype(float), number.astype(float))), weight),
-        "pointing": _mean(np.where(silent, 0.0, first.any(1).astype(float)), weight),
+        "rank": _mean(np.where(silent, 0.0, ranks), weight, share=True),
+        "pointing": _mean(np.where(silent, 0.0, first.any(1).astype(float)), weight, share=True),
     }
 
 
-def _features(mechanism: Mechanism, found: Found, weight: Array) -> dict[str, float | None]:
+def _features(mechanism: Mechanism, found: Found, weight: Array) -> dict[str, _Value]:
     assert found.features is not None
     size = np.abs(found.features)
     if len(size) != len(weight):
         weight = np.ones(len(size))
     is_true = np.array([bool(cells & set(mechanism.features)) for cells in found.names])
-    mass = _mean(_share(size[:, is_true].sum(1), size.sum(1)), weight)
-    values = {"feature_mass": mass}
+    values = {"feature_mass": _mean(_share(size[:, is_true].sum(1), size.sum(1)), weight)}
     if mechanism.shortcut:
         strongest = int((weight[:, None] * size).sum(0).argmax())
-        values["shortcut"] = float(mechanism.shortcut in found.names[strongest])
+        values["shortcut"] = float(mechanism.shortcut in found.names[strongest]), None
     if mechanism.unused:
         is_unused = np.array([bool(cells) and cells <= set(mechanism.unused) for cells in found.names])
         values["unused"] = _mean(_share(size[:, is_unused].sum(1), size.sum(1)), weight)
     return values
 
 
-def _pairs(size: Array, truth: Bools, weight: Array) -> dict[str, float | None]:
+def _pairs(size: Array, truth: Bools, weight: Array) -> dict[str, _Value]:
     """Hit rate and mass of the true pair for sizes [B, N, N], over the events whose truth is a pair."""
     first, second = np.triu_indices(size.shape[1], 1)
     flat, is_true = size[:, first, second], truth[:, first] & truth[:, second]
@@ -238,7 +298,7 @@ def _pairs(size: Array, truth: Bools, weight: Array) -> dict[str, float | None]:
     flat, is_true, weight = flat[paired], is_true[paired], weight[paired]
     hit = np.take_along_axis(is_true, flat.argmax(1)[:, None], 1)[:, 0] & (flat.sum(1) > 0)
     return {
-        "pair_hit": _mean(hit.astype(float), weight),
+        "pair_hit": _mean(hit.astype(float), weight, share=True),
         "pair_mass": _mean(_share((flat * is_true).sum(1), flat.sum(1)), weight),
     }
 
@@ -260,25 +320,24 @@ def _by_chance(found: Found, weight: Array) -> float | None:
 
 def _closures(
     result: Result, found: Found, exact: Found, reference: Found, graphs: GraphBatch, other: Result
-) -> dict[str, float | None]:
+) -> dict[str, _Value]:
     weight, mask = graphs.weight.double().numpy(), graphs.mask.numpy()
-    closure = pairs = None
+    closure: _Value = (None, None)
+    pairs: _Value = (None, None)
     if isinstance(result, ResponseCurve) and isinstance(other, ResponseCurve):
         good = np.isfinite(result.mean[0]) & np.isfinite(other.mean[0])
-        closure = correlation(other.mean[0][good], result.mean[0][good], np.ones(int(good.sum())))
+        closure = correlation(other.mean[0][good], result.mean[0][good], np.ones(int(good.sum()))), None
     elif (found.objects is not None and found.pairs is None) or isinstance(result, Explanation):
         assert found.objects is not None
         base = exact.objects if exact.objects is not None else reference.objects
         if base is not None:
-            closure = correlation(base[mask], found.objects[mask], np.broadcast_to(weight[:, None], mask.shape)[mask])
+            closure = _correlation(base, found.objects, weight, mask)
     elif found.features is not None and exact.features is not None:
         w = weight if len(found.features) == len(weight) else np.ones(len(found.features))
-        spread = np.broadcast_to(w[:, None], found.features.shape)
-        closure = correlation(exact.features.ravel(), found.features.ravel(), spread.ravel())
+        closure = _correlation(exact.features, found.features, w, np.ones(found.features.shape, dtype=bool))
     if found.pairs is not None and reference.pairs is not None:
         both = np.triu(mask[:, :, None] & mask[:, None, :], 1)
-        spread = np.broadcast_to(weight[:, None, None], both.shape)
-        pairs = correlation(reference.pairs[both], found.pairs[both], spread[both])
+        pairs = _correlation(reference.pairs, found.pairs, weight, both)
     return {"closure": closure, "pair_closure": pairs}
 
 

@@ -1,15 +1,17 @@
 """The planted truths. Adding one = one entry in MECHANISMS: which objects and features matter, and the exact log-odds.
 
 Level 0: networks made by hand, whose Shapley values are known in closed form; 1: one feature (or none, a leak, a
-suppressor, a copy); 2: a pair of objects, or four objects at once; 3: another pair in other events.
+suppressor, a copy); 2: a pair of objects, or four objects at once; 3: another pair in other events, which the events
+show or hide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -22,6 +24,7 @@ Slots = tuple[str, ...]
 Score = Callable[[Tensor, Tensor, Slots], Tensor]
 LEAK_SHARE, LEAK_VALUES = 0.3, (1.0, 5.0)  # share of the events whose b-tag tells the label; its value for 0 and 1
 NUM_BTAG = 5  # values of the b-tag
+CLASSES = ("class A", "class B")  # of a hidden mixture
 SOON = 0.4  # effort for a strong single feature
 LARGEST = 4.0  # of the log-odds of a mass or a distance: probabilities beyond 2 and 98 % need more events to be learned
 
@@ -34,6 +37,8 @@ class Mechanism:
     [B, N] and slot names. features: slot.feature that matter; the lepton's φ is none, it is the direction that φ counts
     from. unused: features of the same objects that do not. pair: the truth is a pair of objects, which a method for
     pairs must find. branch: which of several mechanisms is at work [B], each with its own `slots` in `branches`.
+    hidden: the log-odds of two classes of events that look alike (`hidden_class`), each with its own mechanism; `score`
+    is that of their mean probability.
     prepare: change of the events before labels are drawn; leak: change of the events afterwards, which `score` knows
     and `unleaked`, the log-odds the labels are drawn from, does not. shortcut: the feature that must rank first and be
     reported; suppressor: one that tells nothing of the label by itself, and must get weight nevertheless. unique: False
@@ -52,6 +57,7 @@ class Mechanism:
     pair: bool = False
     branch: Callable[[Tensor, Slots], Tensor] | None = None
     branches: tuple[Slots, ...] = ()
+    hidden: tuple[Score, ...] = ()
     prepare: Callable[[GraphBatch], GraphBatch] | None = None
     leak: Callable[[GraphBatch, torch.Generator], GraphBatch] | None = None
     unleaked: Score | None = None
@@ -77,26 +83,55 @@ class Mechanism:
         whose observable lies elsewhere than that of the toy events can be planted too."""
         if self.level == 0:
             return self
-        score = self.drawn(graphs.x, graphs.node_type, graphs.layout.slots).double()
-        low, high = (-score).min() - 1, (-score).max() + 1
-        for _ in range(60):
-            middle = (low + high) / 2
-            if float((graphs.weight.abs() * (torch.sigmoid(score + middle) - 0.5)).sum()) > 0:
-                high = middle
-            else:
-                low = middle
-        shift = float(middle)
+        if self.hidden:  # the class must not tell the label
+            hidden = tuple(_shifted(score, _balance(score, graphs)) for score in self.hidden)
+            return replace(self, score=_mean_probability(hidden), hidden=hidden)
+        shift = _balance(self.unleaked or self.score, graphs)
         unleaked = None if self.unleaked is None else _shifted(self.unleaked, shift)
         return replace(self, score=_shifted(self.score, shift), unleaked=unleaked)
 
-    @property
-    def drawn(self) -> Score:
+    def drawn(self, graphs: GraphBatch) -> Float[Tensor, "B"]:
         """The log-odds that labels are drawn from."""
-        return self.unleaked or self.score
+        if not self.hidden:
+            return _on(self.unleaked or self.score, graphs)
+        first, second = (_on(score, graphs) for score in self.hidden)
+        return torch.where(hidden_class(graphs) == 0, first, second)
+
+
+def _on(score: Score, graphs: GraphBatch) -> Float[Tensor, "B"]:
+    return score(graphs.x, graphs.node_type, graphs.layout.slots)
+
+
+def _balance(score: Score, graphs: GraphBatch) -> float:
+    """What must be added to log-odds so that half of the events are expected to be signal."""
+    values = _on(score, graphs).double()
+    low, high = (-values).min() - 1, (-values).max() + 1
+    for _ in range(60):
+        middle = (low + high) / 2
+        if float((graphs.weight.abs() * (torch.sigmoid(values + middle) - 0.5)).sum()) > 0:
+            high = middle
+        else:
+            low = middle
+    return float(middle)
 
 
 def _shifted(score: Score, shift: float) -> Score:
     return lambda x, types, slots: score(x, types, slots) + shift
+
+
+def _mean_probability(scores: Sequence[Score]) -> Score:
+    """Log-odds of the mean of the probabilities."""
+
+    def score(x: Tensor, types: Tensor, slots: Slots) -> Tensor:
+        return torch.logit(torch.stack([torch.sigmoid(one(x, types, slots)) for one in scores]).mean(0))
+
+    return score
+
+
+def hidden_class(graphs: GraphBatch) -> Int[Tensor, "B"]:
+    """0 or 1 by a coin that belongs to the event and is written nowhere in it."""
+    coin = random.uniform(0, graphs.event_id.numpy(), "hidden class", 1)[:, 0]
+    return torch.from_numpy((coin < 0.5).astype(np.int64))
 
 
 def pair_mass(
@@ -343,6 +378,14 @@ MECHANISMS: dict[str, Mechanism] = {
         pair=True,
         branch=_has_third_jet,
         branches=(("b1", "b2"), ("lepton", "met")),
+    ),
+    "two": Mechanism(
+        ("b1", "b2", "lepton", "met"),
+        _mean_probability((_score_mbb, _score_mt)),
+        "m_bb in one half of the events, m_T in the other; nothing in an event tells in which half it is",
+        3,
+        (*_MBB, *_MT),
+        hidden=(_score_mbb, _score_mt),
     ),
 }
 """Name -> planted truth."""

@@ -23,13 +23,14 @@ from hepx.graph import GraphBatch
 from hepx.planted.bayes import Gate, judge_network
 from hepx.planted.cases import VARIANTS, Base, Case, SuiteSettings, cases
 from hepx.planted.checks import IGNORANT, asked, checks_of
-from hepx.planted.judge import CRITERIA, Check, Measures, found_in, measure, missed, with_exactness
+from hepx.planted.judge import CRITERIA, WITHOUT_ERROR, Check, Measures, found_in, measure, missed, with_exactness
 from hepx.planted.mechanisms import MECHANISMS, Mechanism
 from hepx.planted.observations import OBSERVATIONS, observation, wording
 from hepx.progress import progress
 from hepx.results import Provenance, Result
 
-COSTLY = ("feature_groups", "owen", "gnn_explainer", "integrated_gradients")  # get a quarter of the events
+COSTLY = ("feature_groups", "owen", "gnn_explainer", "integrated_gradients")  # get a quarter of the replacements
+FAR = ("gnn_explainer", "integrated_gradients:free")  # costly, and decided by a quarter of the events too
 PERMUTED = 10  # times as many events for permutation importance: one number for all of them
 
 
@@ -37,14 +38,15 @@ PERMUTED = 10  # times as many events for permutation importance: one number for
 class Row:
     """One line of the table. verdict: pass, fail, refused (its own gate), not possible (the network has no such thing),
     not judged (no criterion, or the network missed the gate), observation (attention); a control is judged too, and
-    must not pass. note: why there is no result, or what may be said of it. milliseconds: of
-    processor time per event."""
+    must not pass. errors: standard errors of the measures over the events; the verdict is of the values. note: why
+    there is no result, or what may be said of it. milliseconds: of processor time per event."""
 
     mechanism: str
     level: int
     network: str
     method: str
     measures: Measures
+    errors: Measures
     milliseconds: float
     num_events: int
     verdict: str
@@ -66,20 +68,21 @@ class Suite:
     checks: list[Check]
 
 
-def method_of(name: str, settings: SuiteSettings, mechanism: Mechanism | None = None) -> Method:
+def method_of(name: str, case: Case) -> Method:
     """A method with the sizes of the suite. Refused results are kept, and called refused in the table."""
     plain = name.partition(":")[0]
-    kind = METHODS[plain]
+    kind, settings, mechanism = METHODS[plain], case.settings, case.mechanism
     fields, costly = kind.model_fields, plain in COSTLY
+    few = costly and (settings.quick or case.network != "trained" or name in FAR)
     values: dict[str, Any] = {"method": plain, **VARIANTS.get(name, {})}
-    values["events"] = max(8, settings.explained // 4) if costly else settings.explained
+    values["events"] = max(8, settings.explained // 4) if few else settings.explained
     if name == "permutation_importance":
         values |= {"events": min(settings.test_events, PERMUTED * settings.explained), "replicas": 50}
     if "draws" in fields:
         values["draws"] = max(2, settings.draws // 4) if costly else settings.draws
     if "force" in fields:
         values["force"] = True
-    if "observable" in fields and mechanism is not None and mechanism.slots == ("lepton", "met"):
+    if "observable" in fields and mechanism.slots == ("lepton", "met"):
         values["observable"] = "mt"
     if settings.quick:
         smaller = {"restarts": 2, "epochs": 30, "repeats": 2, "replicas": 20, "points": 15}
@@ -139,18 +142,19 @@ class Measured:
     """What one method was measured to find; the fields are those of Row."""
 
     measures: Measures
+    errors: Measures
     milliseconds: float
     num_events: int
     note: str
 
 
-NOT_POSSIBLE = Measured(Measures(), 0.0, 0, "")
+NOT_POSSIBLE = Measured(Measures(), Measures(), 0.0, 0, "")
 
 
 def row_of(case: Case, name: str, gate: Gate | None) -> Row:
     """A line of the table; its measures from the folder if they are there already."""
     kept = case.kept(f"rows/{name.replace(':', '-')}", lambda: asdict(_measured(case, name)))
-    measured = Measured(**{**kept, "measures": Measures(**kept["measures"])})
+    measured = Measured(**kept | {part: Measures(**kept[part]) for part in ("measures", "errors")})
     failures = missed(name, measured.measures)
     if measured.num_events == 0:
         verdict = "not possible"
@@ -176,7 +180,7 @@ def row_of(case: Case, name: str, gate: Gate | None) -> Row:
 def _measured(case: Case, name: str) -> Measured:
     if name in OBSERVATIONS:
         return _observed(case, name)
-    method = method_of(name, case.settings, case.mechanism)
+    method = method_of(name, case)
     number = min(method.events, len(case.events[1]))
     subject, ideal = (case.subject(model, number) for model in (case.model, case.bayes))
     found = _timed(lambda: explain(method, subject, _provenance(method, case)), number)
@@ -186,13 +190,13 @@ def _measured(case: Case, name: str) -> Measured:
     reference = exact = _reference(case, ideal, _draws(method, case.settings))
     if name in ("feature_groups", "owen", "occlusion", "response", "permutation_importance"):
         exact = explain(method, ideal, _provenance(method, case))
-    measures = measure(case.mechanism, subject.graphs, result, reference, exact)
+    measures, errors = measure(case.mechanism, subject.graphs, result, reference, exact)
     if case.mechanism.exact is not None and name not in VARIANTS:  # whose closed form is of other replacements
         values, pairs = closed_form(case.mechanism, subject, _draws(method, case.settings))
         measures = with_exactness(
             measures, case.mechanism, subject.graphs, found_in(result, subject.graphs), values, pairs
         )
-    return Measured(measures, milliseconds, number, str(getattr(result, "note", "")))
+    return Measured(measures, errors, milliseconds, number, str(getattr(result, "note", "")))
 
 
 def _observed(case: Case, name: str) -> Measured:
@@ -204,8 +208,9 @@ def _observed(case: Case, name: str) -> Measured:
         return replace(NOT_POSSIBLE, note=found)
     result, milliseconds = found
     reference = _reference(case, ideal, case.settings.draws)
-    measures = measure(case.mechanism, subject.graphs, result, reference, reference)
-    return Measured(measures, milliseconds, number, wording(measures.pair_hit, result.values, case.knocked_out))
+    measures, errors = measure(case.mechanism, subject.graphs, result, reference, reference)
+    note = wording(measures.pair_hit, result.values, case.knocked_out)
+    return Measured(measures, errors, milliseconds, number, note)
 
 
 _R = TypeVar("_R")
@@ -223,7 +228,7 @@ def _timed(run: Callable[[], _R], number: int) -> tuple[_R, float] | str:
 
 def _reference(case: Case, ideal: Subject, draws: int) -> Result:
     """Shapley values of the Bayes-optimal score for the same events, with the same replacements."""
-    shapley = method_of("shapley", case.settings).model_copy(update={"draws": draws})
+    shapley = method_of("shapley", case).model_copy(update={"draws": draws})
     return explain(shapley, ideal, _provenance(shapley, case))
 
 
@@ -259,10 +264,13 @@ def write(suite: Suite, folder: Path) -> None:
     measures = list(Measures.__dataclass_fields__)
     with files.atomic(folder / "planted.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        head = ["mechanism", "level", "network", "method", *measures, "milliseconds", "num_events", "verdict", "missed"]
+        errors = [name for name in measures if name not in WITHOUT_ERROR]
+        columns = [*measures, *(f"{name}_error" for name in errors)]
+        head = ["mechanism", "level", "network", "method", *columns, "milliseconds", "num_events", "verdict", "missed"]
         writer.writerow([*head, "note"])
         for row in suite.rows:
             values = [getattr(row.measures, name) for name in measures]
+            values += [getattr(row.errors, name) for name in errors]
             start = [row.mechanism, row.level, row.network, row.method]
             end = [row.milliseconds, row.num_events, row.verdict, " ".join(row.missed), row.note]
             writer.writerow([*start, *values, *end])

@@ -246,8 +246,10 @@ def _cell(row: dict[str, Any], name: str) -> Any:
     value = row["measures"][name]
     if value is None:
         return NOTHING
+    error = row["errors"][name]
     text = f"{value:.0e}" if name == "exactness" else f"{value:.3f}"
-    return _mark(text, "miss") if name in row["missed"] else text
+    shown = _mark(text, "miss") if name in row["missed"] else Markup(text)
+    return shown if error is None else shown + _mark(f"({1000 * error:.0f})", "quiet")
 
 
 def _mark(text: str, kind: str) -> Markup:
