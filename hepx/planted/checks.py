@@ -12,7 +12,7 @@ from scipy.stats import t as student_t
 from hepx import metrics
 from hepx.attribution import Subject, explain
 from hepx.attribution.shapley import Shapley
-from hepx.graph import RAW_FEATURES
+from hepx.graph import RAW_FEATURES, GraphBatch
 from hepx.models import predict
 from hepx.planted import experts, systematics
 from hepx.planted.bayes import Gate
@@ -71,20 +71,24 @@ def control_checks(case: Case, gate: Gate, rows: Mapping[str, Measures]) -> Iter
     none = Criterion(0.0, at_least=False)
     yield Check(level, name, "control", what, float(len(passing)), None, str(none), not passing, ", ".join(passing))
     if "shapley" in rows and rows["shapley"].mass is not None:
-        truth, mask = case.mechanism.relevant(test).numpy(), test.mask.numpy()
-        chance = float(np.average(truth.sum(1) / mask.sum(1), weights=test.weight.double().numpy()))
-        bound = Criterion(round(chance + ABOVE_CHANCE, 3), at_least=False)
+        bound = Criterion(round(_chance(case, test) + ABOVE_CHANCE, 3), at_least=False)
         value = rows["shapley"].mass
         what = f"relevance mass of the exact Shapley values: at most the share of the true objects + {ABOVE_CHANCE:g}"
         yield Check(level, name, "shapley", what, value, None, str(bound), bound.met(value))
         if case.network == "shuffled":
-            yield _uniform(case, name, value, chance)
+            yield _uniform(case, name, value)
 
 
-def _uniform(case: Case, name: str, value: float, chance: float) -> Check:
+def _chance(case: Case, graphs: GraphBatch) -> float:
+    """Mean share of the true objects."""
+    share = (case.mechanism.relevant(graphs).sum(1) / graphs.mask.sum(1)).double().numpy()
+    return metrics.weighted_mean(share, graphs.weight.double().numpy())[0]
+
+
+def _uniform(case: Case, name: str, value: float) -> Check:
     """The relevance mass is that of attributions which are spread evenly, as far as networks that have learned nothing
     have it: they differ by far more than the statistics of the events."""
-    off = []
+    off, chance = [], _chance(case, case.subject(case.model, case.settings.explained).graphs)
     for model in case.fresh_networks(IGNORANT):
         subject = case.subject(model, case.settings.explained)
         found = _shapley(case, subject)
