@@ -138,7 +138,7 @@ def shortcut_costs(case: Case) -> Iterator[Check]:
     events = {"with": case.events[1], "without": plant(case.base.test, replace(mechanism, leak=None), seed + 2)}
     y, weight = events["without"].y.numpy(), events["without"].weight.double().numpy()
     scores = {where: predict(case.model, graphs) for where, graphs in events.items()}
-    scores |= {f"best, {where}": predict(case.bayes, graphs) for where, graphs in events.items()}
+    scores |= {f"best {where}": predict(case.bayes, graphs) for where, graphs in events.items()}
     scores["honest"] = mechanism.drawn(events["without"])
     numbers = {name: score.double().numpy() for name, score in scores.items()}
     auc = {name: metrics.auc(y, score, weight) for name, score in numbers.items()}
