@@ -19,7 +19,7 @@ from hepx.planted import MECHANISMS, plant, toy_graphs
 from hepx.planted.bayes import BayesNetwork, judge_network
 from hepx.planted.cases import Case, SuiteSettings, cases, toy_base
 from hepx.planted.checks import control_checks, shortcut_check, shortcut_costs, suppressor_checks
-from hepx.planted.experts import EXPERT_CASES, OracleNetwork, Setting, cloned, deadened
+from hepx.planted.experts import EXPERT_CASES, OracleNetwork, Setting, cloned, deadened, renamed
 from hepx.planted.judge import Check, Measures, measure
 from hepx.planted.observations import wording
 from hepx.planted.systematics import VARIATIONS, coverage, shift, with_jets
@@ -90,6 +90,22 @@ def test_the_choice_of_expert_cannot_tell_a_hidden_class(setting: Setting, monke
     third = setting.graphs.layout.slots.index("j3")
     monkeypatch.setattr("hepx.planted.experts.hidden_class", lambda graphs: graphs.mask[:, third].long())
     assert looking(2) == {"information", "variables told"}
+
+
+def test_known_routers_are_found(setting: Setting) -> None:
+    """The tree, the units that are needed, and a router whose experts have other numbers; its score is the same."""
+    for name in ("oracle", "mix"):
+        assert [check.what for check in EXPERT_CASES[name].beside(setting) if not check.passed] == []
+    few = setting.graphs[:50]
+    before, after = (model(few.x, few.mask, few.node_type) for model in (setting.trained, renamed(setting.trained)))
+    torch.testing.assert_close(after.logits, before.logits)
+    assert not torch.equal(after.trace.gates, before.trace.gates)
+
+
+def test_another_router_is_not_a_renamed_one(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hepx.planted.experts.renamed", deadened)
+    same, _ = EXPERT_CASES["mix"].beside(setting)
+    assert not same.passed
 
 
 @torch.no_grad()

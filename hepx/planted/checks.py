@@ -1,5 +1,5 @@
 """Facts that must hold besides the table of the methods: negative controls have learned nothing, a suppressor gets
-weight although it tells nothing, experts and error bands are what they are known to be."""
+weight although it tells nothing; experts, node states and error bands are what they are known to be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from hepx.attribution import Subject, explain
 from hepx.attribution.shapley import Shapley
 from hepx.graph import RAW_FEATURES, GraphBatch
 from hepx.models import predict
-from hepx.planted import experts, systematics
+from hepx.nulls import Null
+from hepx.planted import experts, states, systematics
 from hepx.planted.bayes import Gate
 from hepx.planted.cases import CONTROLS, Case, trained
 from hepx.planted.events import plant
@@ -46,6 +47,8 @@ def checks_of(case: Case, gate: Gate | None, rows: Mapping[str, Measures]) -> It
     for name, known in experts.EXPERT_CASES.items():
         if known.mechanism == case.name:
             yield f"experts-{name}", lambda name=name: _of_experts(case, name)  # type: ignore[misc]
+    if case.name in states.VARIABLES:
+        yield "states", lambda: _of_states(case)
     if case.name == systematics.MECHANISM:
         yield "systematics", lambda: _of_systematics(case)
 
@@ -182,6 +185,16 @@ def _of_experts(case: Case, name: str) -> list[Check]:
         seed=case.settings.seed,
     )
     return experts.expert_checks(name, setting)
+
+
+def _of_states(case: Case) -> list[Check]:
+    graphs = case.events[1][:MOST]
+    ignorant = [Null("untrained", model) for model in (case.fresh, *case.fresh_networks(3))]
+    if case.mechanism.controls:
+        ignorant.append(Null("shuffled", case.beside("shuffled").model))
+    score = case.mechanism.score(graphs.x, graphs.node_type, graphs.layout.slots).double().numpy()
+    setting = states.Setting(case.name, graphs, score, case.model, ignorant, case.settings.seed)
+    return list(states.state_checks(setting))
 
 
 def _of_systematics(case: Case) -> list[Check]:

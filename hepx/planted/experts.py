@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from hepx.experts import expert_report
 from hepx.experts.changes import PARAMETERS
 from hepx.experts.information import INTERVAL
+from hepx.experts.routing import gates_of
+from hepx.experts.stability import stability
+from hepx.experts.surrogate import surrogate
 from hepx.experts.verdict import SAME, SMALLEST_BITS, exceeding
 from hepx.graph import GraphBatch, Layout
 from hepx.interventions import Referee, mixtures, separated
@@ -28,6 +31,8 @@ from hepx.models.layers import MixtureOfExperts, mean_pool
 from hepx.nulls import Null
 from hepx.planted.judge import Check, Criterion
 from hepx.planted.mechanisms import CLASSES, MECHANISMS, hidden_class
+from hepx.probes import halves
+from hepx.representation.sparsity import critical_sparsity
 from hepx.results import Array, Provenance
 from hepx.results_network import ExpertReport
 
@@ -196,8 +201,89 @@ def _of_oracle(report: ExpertReport) -> Answers:
     yield _holds("dead experts", "lists the third, and no other", report.dead == [[0, 2]])
     yield _swap(report, Criterion(0.1))
     yield _information(report, Criterion(0.8))
+    yield from _forced(report)
+    yield from _probed(report)
     carries = [f"expert {i + 1} of layer 1 carries {PARTS[i]} in events {where}" for i, where in enumerate(REGIONS)]
     yield _says(report, carries)
+
+
+def _forced(report: ExpertReport) -> Answers:
+    """All nodes at one expert: nothing changes in its events, and nothing is told in the others, where the score of the
+    other mechanism counts. The third expert answers 0 to all, so what it loses is the AUC beyond ½."""
+    own = [abs(report.effect("forced", 0, i, where).delta_auc or 0.0) for i, where in enumerate(REGIONS)]
+    what = "largest |ΔAUC| in the events of the expert that gets all nodes"
+    yield _answer("forced routing", what, max(own), Criterion(0.0, at_least=False))
+    there = [[report.effect("forced", 0, i, where) for i in (expert, 2)] for expert, where in enumerate(REGIONS[::-1])]
+    left = [abs((one.delta_auc or 0.0) - (none.delta_auc or 0.0)) for one, none in there]
+    error = max(one.error or 0.0 for one, _ in there)
+    what = "largest |AUC − ½| in the other events"
+    yield _answer("forced routing", what, max(left), Criterion(0.05, at_least=False), error)
+
+
+def _probed(report: ExpertReport) -> Answers:
+    """An expert hands on its own observable, not linearly, and nothing of the other."""
+    found = {(one.where, one.observable): one for one in report.probes}
+    own, other = ([found[f"expert {i + 1}", name] for i, name in enumerate(names)] for names in (PARTS, PARTS[::-1]))
+    least, most = min(own, key=lambda one: one.value), max(other, key=lambda one: one.value)
+    yield _answer("probes", "smaller R² of an expert's observable", least.value, Criterion(0.2), least.error)
+    what = "larger R² of the other expert's observable"
+    yield _answer("probes", what, most.value, Criterion(0.02, at_least=False), most.error)
+
+
+def _beside_oracle(setting: Setting) -> Answers:
+    """A tree that is told the number of jets is the router, and is none of a router that decides at random; of the two
+    units of an expert the larger one is enough, as one of gelu(x) and gelu(−x) is nearly 0, and a random one is not."""
+    graphs, model = setting.graphs, OracleNetwork(setting.graphs.layout).eval()
+    observables = graphs.observables.clone()
+    observables[:, graphs.layout.observable_index("n_jet")] = graphs.mask[:, graphs.layout.slots.index("j3")].double()
+    told, gates = replace(graphs, observables=observables), gates_of(model, graphs)
+    at_random = gates[torch.randperm(len(gates), generator=torch.Generator().manual_seed(setting.seed))]
+    at_random = at_random * graphs.mask[:, None, :, None]
+    fitted = halves(graphs, setting.seed)
+    (tree,), (chance,) = (surrogate(choice, told, fitted, setting.seed) for choice in (gates, at_random))
+    yield _answer("surrogate", "fidelity of the tree", tree.fidelity, Criterion(1 - 1e-9), tree.error)
+    what = "fidelity to choices of other events, beyond the share of the largest expert"
+    beyond = chance.fidelity - chance.largest
+    yield _answer("surrogate", what, beyond, Criterion(0.02, at_least=False), chance.error)
+    whole, *_, third = critical_sparsity(model, Referee(model, graphs, 1, setting.seed))
+    what = "|critical sparsity of all experts − ½|"
+    yield _answer("sparsity", what, abs(whole.critical - 0.5), Criterion(0.0, at_least=False))
+    what = "that of units taken at random"
+    yield _answer("sparsity", what, whole.control, Criterion(0.0, at_least=False))
+    yield _answer("sparsity", "that of the expert which is never chosen", third.critical, Criterion(1.0))
+
+
+def renamed(model: Model) -> Model:
+    """A copy in which the experts of every layer have other numbers; its score is the same."""
+    changed = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for mixture in mixtures(changed):
+            for parameter in [getattr(separated(mixture), name) for name in PARAMETERS]:
+                parameter.copy_(parameter.roll(1, 0))
+            for tensor in (mixture.router.weight, mixture.selection_bias):
+                tensor.copy_(tensor.roll(1, 0))
+    return changed
+
+
+def _beside_mix(setting: Setting) -> Answers:
+    """Routers are compared up to the numbers of the experts; choices made for other objects agree by chance only."""
+    graphs = setting.graphs
+    untrained = [gates_of(model, graphs) for model in setting.untrained[:2]]
+    gates, copied = (gates_of(model, graphs) for model in (setting.trained, renamed(setting.trained)))
+    event, slot = graphs.mask.nonzero(as_tuple=True)
+    order = torch.randperm(len(event), generator=torch.Generator().manual_seed(setting.seed))
+    other = torch.zeros_like(gates)
+    other[event, :, slot] = gates[event[order], :, slot[order]]
+    same, chance = (stability([gates, beside], untrained, graphs) for beside in (copied, other))
+    what = "smallest adjusted Rand index with a copy whose experts have other numbers"
+    yield _answer("stability", what, min(one.ari for one in same), Criterion(1 - 1e-9))
+    what = "largest |adjusted Rand index| with the choices for other objects"
+    yield _answer("stability", what, max(abs(one.ari) for one in chance), Criterion(0.02, at_least=False))
+
+
+def _nothing(setting: Setting) -> Answers:
+    del setting
+    return iter(())
 
 
 def _of_clone(report: ExpertReport) -> Answers:
@@ -249,13 +335,15 @@ def _hidden(graphs: GraphBatch) -> dict[str, Array]:
 @dataclass(frozen=True)
 class ExpertCase:
     """A mixture whose experts are known. what: in words; make: the network; judge: what must be found; mechanism: whose
-    events; regions: where which mechanism is at work, name -> events [B]."""
+    events; regions: where which mechanism is at work, name -> events [B]; beside: what must be found by analyses
+    outside of the report on experts."""
 
     what: str
     make: Callable[[Setting], Model]
     judge: Callable[[ExpertReport], Answers]
     mechanism: str = "mix"
     regions: Callable[[GraphBatch], dict[str, Array]] = _third_jet
+    beside: Callable[[Setting], Answers] = _nothing
 
     def report(self, setting: Setting) -> ExpertReport:
         """The analyses of the experts, as a run makes them."""
@@ -273,8 +361,9 @@ EXPERT_CASES: dict[str, ExpertCase] = {
         "made by hand: the router knows the mechanism, one expert each, a third is never chosen",
         lambda setting: OracleNetwork(setting.graphs.layout).eval(),
         _of_oracle,
+        _beside_oracle,
     ),
-    "mix": ExpertCase("trained on the mixture", lambda setting: setting.trained, _of_mix),
+    "mix": ExpertCase("trained on the mixture", lambda setting: setting.trained, _of_mix, _beside_mix),
     "clone": ExpertCase(
         "the trained one with copies of its first expert", lambda setting: cloned(setting.trained), _of_clone
     ),
@@ -293,4 +382,5 @@ EXPERT_CASES: dict[str, ExpertCase] = {
 def expert_checks(name: str, setting: Setting) -> list[Check]:
     """Everything that is asked of one mixture."""
     case = EXPERT_CASES[name]
-    return [replace(check, case=name) for check in case.judge(case.report(setting))]
+    found = (*case.judge(case.report(setting)), *case.beside(setting))
+    return [replace(check, case=name) for check in found]

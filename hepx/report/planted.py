@@ -37,7 +37,7 @@ GREEN, ORANGE, GREY = "#00705a", "#d55e00", "#767676"
 VERDICTS = {"pass": GREEN, "fail": ORANGE}
 SHADES = {"pass": "#cfe8e0", "fail": "#f8d9c4"}
 NOTHING = "–"
-EXPERTS, SYSTEMATICS = 3, 5  # levels of the planted truth
+EXPERTS, STATES, SYSTEMATICS = 3, 4, 5  # levels of the planted truth
 
 
 def make_planted(folder: Path) -> Path:
@@ -159,7 +159,12 @@ def _value(check: dict[str, Any]) -> str:
 def _facts(suite: dict[str, Any]) -> dict[str, Grid]:
     """What must hold besides the table of the methods, by kind; a kind that nothing was asked of is left out."""
     cases, table = _expert_table(suite)
-    others = [check for check in suite["checks"] if check["level"] not in (EXPERTS, SYSTEMATICS)]
+    others = [check for check in suite["checks"] if check["level"] not in (EXPERTS, STATES, SYSTEMATICS)]
+    inside = [
+        {**check, "what": f"{check['analysis']}: {check['what']}"}
+        for check in suite["checks"]
+        if check["level"] == STATES
+    ]
     varied = [check for check in suite["checks"] if check["level"] == SYSTEMATICS]
     body = [(analysis, *(_checks(found.get(case, [])) for case in cases)) for analysis, found in table.items()]
     said = [check for found in table.get("verdict", {}).values() for check in found]
@@ -168,6 +173,7 @@ def _facts(suite: dict[str, Any]) -> dict[str, Grid]:
         "experts": Grid(("Analysis", *cases), tuple(body), "Found, and what was asked (in brackets)"),
         "verdicts": Grid(("Mixture", "Verdict", ""), tuple(verdicts), "What the numbers make the analysis say"),
         "others": _fact_grid(others),
+        "states": _fact_grid(inside),
         "systematics": _fact_grid(varied),
     }
     return {name: grid for name, grid in found.items() if grid.rows}

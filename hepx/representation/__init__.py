@@ -27,7 +27,7 @@ from hepx.representation.sparsity import critical_sparsity
 from hepx.results import Provenance
 from hepx.results_network import Dictionary, Erasure, Lens, Probe, Representation, finite
 
-__all__ = ["representation", "stream"]
+__all__ = ["erase", "representation", "stream"]
 
 Array = npt.NDArray[Any]
 ERASED = ("mbb", "mt", "mct", "met_significance")
@@ -97,14 +97,14 @@ def _erasures(model: Model, states: Array, referee: Referee) -> list[Erasure]:
         there = np.isfinite(known[name])
         permuted = known[name].copy()
         permuted[there] = rng.permutation(permuted[there])
-        delta, error, rank = _erase(model, states[layer], known[name], weight, layer, referee)
-        control = _erase(model, states[layer], permuted, weight, layer, referee)[:2]
+        delta, error, rank = erase(model, states[layer], known[name], weight, layer, referee)
+        control = erase(model, states[layer], permuted, weight, layer, referee)[:2]
         readable = _readability(states[layer], known[name], weight, referee)
         found.append(Erasure(layer, name, rank, delta, error, *control, *readable))
     return found
 
 
-def _erase(
+def erase(
     model: Model, states: Array, values: Array, weight: Array, layer: int, referee: Referee
 ) -> tuple[float | None, float | None, int]:
     """ΔAUC, its error, and the largest rank, when an observable is erased from every slot at one layer."""
