@@ -24,6 +24,10 @@ SMALL = MoEGraphTransformerSettings(dim=16, expert_dim=8, num_heads=2, num_exper
 NOWHERE = Provenance("", {}, "", "", "", 1, "", "", "cpu")
 
 
+def dictionary(network: str, kind: str, unexplained: float, readable: float) -> Dictionary:
+    return Dictionary(network, 1, kind, 64, 8, unexplained, 0.01, 0, {"mbb": readable}, {"mbb": 0.01})
+
+
 def told(**changes: Any) -> states.Seen:
     """What the analyses say of a network that knows m_bb and needs it alone, with some numbers changed."""
     numbers = {
@@ -36,15 +40,17 @@ def told(**changes: Any) -> states.Seen:
             Probe(1, "bjet", "mt", numbers["r2_unused"], 0.01, 0.0, 0.5),
         ],
         erasures=[
-            Erasure(1, name, 2, numbers[name], 0.01, numbers["control"], 0.01, 1.0, 0.0) for name in ("mbb", "mt")
+            Erasure(1, name, 2, numbers[name], 0.01, numbers["control"], 0.01, 1.0, 0.01, 0.0, 0.01)
+            for name in ("mbb", "mt")
         ],
         dictionaries=[
-            Dictionary(1, "dictionary", 64, 8, numbers["unexplained"], 0, {"mbb": numbers["readable"]}),
-            Dictionary(1, "principal components", 16, 8, 0.02, 0, {"mbb": 0.8}),
-            Dictionary(1, "neurons", 16, 8, 0.2, 0, {"mbb": 0.7}),
+            dictionary("trained", "dictionary", numbers["unexplained"], numbers["readable"]),
+            dictionary("trained", "principal components", 0.02, 0.8),
+            dictionary("trained", "neurons", 0.2, 0.7),
+            dictionary("untrained", "dictionary", 0.9, 0.1),
         ],
         sparsity=[],
-        lens=[Lens(0, numbers["first"], 0.01, 0.5), Lens(1, numbers["last"], 0.01, 0.5)],
+        lens=[Lens(layer, numbers[name], 0.01, 0.5, 0.01, None, None) for layer, name in enumerate(("first", "last"))],
         provenance=NOWHERE,
     )
     return states.Seen(0.8, Effect("erasure", 1, -1, "", numbers["planted"], 0.01), rows)

@@ -245,7 +245,7 @@ def _beside_oracle(setting: Setting) -> Answers:
     what = "fidelity to choices of other events, beyond the share of the largest expert"
     beyond = chance.fidelity - chance.largest
     yield _answer("surrogate", what, beyond, Criterion(0.02, at_least=False), chance.error)
-    whole, *_, third = critical_sparsity(model, Referee(model, graphs, 1, setting.seed))
+    whole, *_, third = critical_sparsity(model, Referee(model, graphs, 1, setting.seed), "oracle")
     what = "|critical sparsity of all experts − ½|"
     yield _answer("sparsity", what, abs(whole.critical - 0.5), Criterion(0.0, at_least=False))
     what = "that of units taken at random"
@@ -361,9 +361,9 @@ EXPERT_CASES: dict[str, ExpertCase] = {
         "made by hand: the router knows the mechanism, one expert each, a third is never chosen",
         lambda setting: OracleNetwork(setting.graphs.layout).eval(),
         _of_oracle,
-        _beside_oracle,
+        beside=_beside_oracle,
     ),
-    "mix": ExpertCase("trained on the mixture", lambda setting: setting.trained, _of_mix, _beside_mix),
+    "mix": ExpertCase("trained on the mixture", lambda setting: setting.trained, _of_mix, beside=_beside_mix),
     "clone": ExpertCase(
         "the trained one with copies of its first expert", lambda setting: cloned(setting.trained), _of_clone
     ),

@@ -92,6 +92,12 @@ def _answer(analysis: str, what: str, value: float, criterion: Criterion, error:
     return Check(LEVEL, "", analysis, what, value, error, str(criterion), criterion.met(value))
 
 
+def known(value: float | None) -> float:
+    """A number that every network has on these events: both classes are there, and weights do not cancel."""
+    assert value is not None
+    return value
+
+
 def of_trained(used: str, unused: str, seen: Seen) -> Iterator[Check]:
     """What was planted can be read from the last states, and decides; what was not planted is not needed."""
     beyond, own, other = seen.auc - 0.5, seen.erasure(used), seen.erasure(unused)
@@ -110,7 +116,7 @@ def of_trained(used: str, unused: str, seen: Seen) -> Iterator[Check]:
     yield _hidden(seen, unused, Criterion(1.0))
     control = max(one.control for one in seen.found.probes)
     yield _answer("probes", "largest R² of a control task", control, Criterion(0.05, at_least=False))
-    lens = [one.auc for one in seen.found.lens]
+    lens = [known(one.auc) for one in seen.found.lens]
     yield _answer("logit lens", "|AUC of the last layer − AUC|", abs(lens[-1] - seen.auc), NONE)
     step = min(after - before for before, after in pairwise(lens))
     yield _answer("logit lens", "smallest gain of AUC from layer to layer", step, Criterion(0.0))
@@ -122,8 +128,8 @@ def of_ignorant(used: str, seen: Seen) -> Iterator[Check]:
     lost = abs(seen.planted.delta_auc or 0.0)
     yield _answer("erasure", "|ΔAUC| without the planted score", lost, LITTLE, seen.planted.error)
     yield _hidden(seen, used, Criterion(0.5))
-    far = max(seen.found.lens, key=lambda one: abs(one.auc - 0.5))
-    yield _answer("logit lens", "largest |AUC − ½| of a layer", abs(far.auc - 0.5), LITTLE, far.error)
+    far = max(seen.found.lens, key=lambda one: abs(known(one.auc) - 0.5))
+    yield _answer("logit lens", "largest |AUC − ½| of a layer", abs(known(far.auc) - 0.5), LITTLE, far.error)
 
 
 def _hidden(seen: Seen, observable: str, criterion: Criterion) -> Check:
@@ -136,13 +142,14 @@ def _hidden(seen: Seen, observable: str, criterion: Criterion) -> Check:
 
 
 def _of_dictionary(used: str, seen: Seen) -> Iterator[Check]:
-    found = {one.kind: one for one in seen.found.dictionaries if one.layer == seen.planted.layer}
+    last = (one for one in seen.found.dictionaries if one.layer == seen.planted.layer and one.network == "trained")
+    found = {one.kind: one for one in last}
     sparse, components = found.pop("dictionary"), found["principal components"]
     gain = sparse.readable[used] - max(one.readable[used] for one in found.values())
     text = f"|rank correlation| of its best direction with {used}, beyond principal components and neurons"
     yield _answer("dictionary", text, gain, Criterion(0.0))
     text = "unexplained variance of the last states, beyond that of as many principal components"
-    yield _answer("dictionary", text, sparse.unexplained - components.unexplained, NONE)
+    yield _answer("dictionary", text, known(sparse.unexplained) - known(components.unexplained), NONE)
 
 
 # Heads ------------------------------------------------------------------------------------------------------------
