@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import logging
 import platform
 import subprocess
@@ -517,7 +518,8 @@ class Run:
         )
 
     def _versions(self) -> dict[str, Any]:
-        packages = ("torch", "torch-geometric", "captum", "uproot", "awkward", "vector", "numpy", "scikit-learn")
+        packages = ["torch", "torch-geometric", "captum", "uproot", "awkward", "vector", "numpy", "scikit-learn"]
+        packages += ["numba"] if importlib.util.find_spec("numba") else []  # it rounds otherwise than torch
         return {
             "config": files.digest(self.settings.dump()),
             "source": self._source(),

@@ -63,6 +63,7 @@ DOORS = {
     "sklearn": {"trees", "experts"},
     "pythia8mc": {"simulate"},
     "fastjet": {"simulate"},
+    "numba": {"models"},
 }
 LATE = {("results", "report"): "Explanation.plot draws itself", ("__init__", "notebook"): "hepx.load opens a run"}
 """The imports that point up: inside the one function that needs them, so that nothing is loaded before it is called."""

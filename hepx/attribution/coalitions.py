@@ -117,8 +117,8 @@ def owen_table(unions: tuple[int, ...]) -> tuple[Bool[Tensor, "S P"], Float[Tens
 
 def values_of(worth: Float[Tensor, "b K S"], weights: Float[Tensor, "*n S"]) -> Float[Tensor, "b K *n"]:
     """Apply one of the maps by plain sums: a matrix product would round differently in another batch."""
-    sums = [(worth * row).sum(-1) for row in weights.flatten(0, -2)]
-    return torch.stack(sums, -1).unflatten(-1, weights.shape[:-1])
+    sums = [(worth[:, :, None] * rows).sum(-1) for rows in weights.flatten(0, -2).split(8)]
+    return torch.cat(sums, -1).unflatten(-1, weights.shape[:-1])
 
 
 def worths(

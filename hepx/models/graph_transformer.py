@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hepx.graph import NODE_TYPES, Layout
 from hepx.models.base import InputSettings, Model, Output, Trace
 from hepx.models.inputs import Inputs
-from hepx.models.layers import ClassPool, FeedForward, MixtureOfExperts, SelfAttention, TypePool, mean_pool
+from hepx.models.layers import ClassPool, FeedForward, LayerNorm, MixtureOfExperts, SelfAttention, TypePool, mean_pool
 
 
 class TransformerSettings(InputSettings):
@@ -98,7 +98,7 @@ class Block(nn.Module):
 
     def __init__(self, settings: GraphTransformerSettings | MoEGraphTransformerSettings) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(settings.dim), nn.LayerNorm(settings.dim)
+        self.norm1, self.norm2 = LayerNorm(settings.dim), LayerNorm(settings.dim)
         self.pre_norm = settings.norm == "pre"
         self.attention = SelfAttention(settings.dim, settings.num_heads, PAIR_DIM if settings.pair_values else 0)
         self.dropout = nn.Dropout(settings.dropout)
@@ -155,7 +155,7 @@ class GraphTransformer(Model):
             bias = [nn.Linear(PAIR_DIM, settings.num_layers * settings.num_heads)] if settings.pair_bias else []
             self.pair_network = nn.Sequential(*hidden, nn.GELU(), *bias)
         self.blocks = nn.ModuleList([Block(settings) for _ in range(settings.num_layers)])
-        self.norm = nn.LayerNorm(settings.dim)
+        self.norm = LayerNorm(settings.dim)
         self.pool: TypePool | ClassPool | None = None
         pooled_dim = settings.dim
         if settings.pooling == "type":

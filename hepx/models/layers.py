@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -17,7 +20,46 @@ GROUPED_FROM = 16
 """From this number of experts on, each runs on its own nodes only: `test_models` shows equality, the benchmark why."""
 SHORT_ROW = 15
 """On a CPU a softmax of up to this many entries is faster written out: three times for seven (`bench_models`)."""
+VECTOR = 8
+"""Numbers that the kernels of `fused` take at once."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "leaky_relu": functional.leaky_relu}
+
+
+@cache
+def compiled_kernels() -> ModuleType | None:
+    """The module `hepx.models.fused`; None where numba (extra `fast`) is not installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    from hepx.models import fused
+
+    return fused
+
+
+def kernels_for(h: Tensor, *widths: int) -> ModuleType | None:
+    """The kernels if they may compute on states [B, ..., D]: inference of float32 on a CPU, of plain tensors, at least
+    eight rows, and widths that are multiples of their vectors. They have no gradient and cannot be traced."""
+    usable = (
+        torch.is_inference_mode_enabled()
+        and h.device.type == "cpu"
+        and h.dtype == torch.float32
+        and len(h) >= VECTOR
+        and all(width % VECTOR == 0 for width in widths)
+        and not torch.is_autocast_enabled("cpu")
+        and type(h) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+    )
+    return compiled_kernels() if usable else None
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm over the last axis."""
+
+    def forward(self, h: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Normalised states."""
+        kernels = kernels_for(h, h.shape[-1])
+        return super().forward(h) if kernels is None else kernels.norm(h, self.weight, self.bias, self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -44,17 +86,23 @@ class SelfAttention(nn.Module):
         gain: Float[Tensor, "B H N N"] | None = None,
     ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N N"]]:
         """New node states and the attention weights (before the factors `gain`)."""
-        batch, nodes, dim = h.shape
-        qkv = self.qkv(h).reshape(batch, nodes, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-        scores, scale = q @ (v if self.score_of_values else k).transpose(-1, -2), 1 / math.sqrt(dim // self.num_heads)
-        scores = scores * scale if bias is None else torch.add(bias, scores, alpha=scale)
-        attention = masked_softmax(scores, allowed[:, None])
-        used = attention if gain is None else attention * gain
-        mixed = self.out((used @ v).transpose(1, 2).reshape(batch, nodes, dim))
+        qkv, (_, nodes, dim) = self.qkv(h), h.shape
+        few = 3 <= nodes <= SHORT_ROW
+        kernels = kernels_for(qkv, dim // self.num_heads) if few and gain is None else None
+        if kernels is not None:
+            received, attention = kernels.attend(qkv, self.num_heads, bias, allowed, self.score_of_values)
+            used = attention
+        else:
+            q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+            scores, scale = q @ (v if self.score_of_values else k).transpose(-1, -2), 1 / math.sqrt(q.shape[-1])
+            scores = scores * scale if bias is None else torch.add(bias, scores, alpha=scale)
+            attention = masked_softmax(scores, allowed[:, None])
+            used = attention if gain is None else attention * gain
+            received = (used @ v).transpose(1, 2).flatten(-2)
+        mixed = self.out(received)
         if self.pair_values is not None and pairs is not None:
-            received = used.permute(0, 2, 1, 3) @ pairs  # [B, N, H, P]
-            mixed = mixed + self.pair_values(received.flatten(-2))
+            of_pairs = used.permute(0, 2, 1, 3) @ pairs  # [B, N, H, P]
+            mixed = mixed + self.pair_values(of_pairs.flatten(-2))
         return mixed, attention
 
 
@@ -157,9 +205,12 @@ class MixtureOfExperts(nn.Module):
             load = self.smooth_load(router_logits, scores, width)
         elif noise is not None:
             scores = scores + noise
-        if routing is None:
-            routing = self.choose(scores)
-        gates = self.gate(router_logits if self.noise_width is None else scores, scores, routing)
+        logits = router_logits if self.noise_width is None else scores
+        kernels = kernels_for(scores) if routing is None and self.gate_kind == "top_k" else None
+        if kernels is not None:
+            gates = kernels.gate(logits, scores + self.selection_bias, self.top_k)
+        else:
+            gates = self.gate(logits, scores, self.choose(scores) if routing is None else routing)
         return self.experts(h, gates), router_logits, gates, load
 
     def choose(self, scores: Float[Tensor, "B N X"]) -> Bool[Tensor, "B N X"]:
@@ -195,7 +246,13 @@ class MixtureOfExperts(nn.Module):
 
     def experts(self, h: Float[Tensor, "B N D"], gates: Float[Tensor, "B N X"]) -> Float[Tensor, "B N D"]:
         """Gated sum of the experts' outputs."""
-        if self.num_experts >= GROUPED_FROM and self.gate_kind != "soft" and len(self.w1) > 1:
+        distinct = self.gate_kind != "soft" and len(self.w1) == self.num_experts
+        wide = h.shape[-1] % (2 * VECTOR) == 0 and self.expert_dim % (2 * VECTOR) == 0
+        if distinct and wide and self.activation is functional.gelu and not self.training:
+            kernels = kernels_for(h)
+            if kernels is not None:
+                return kernels.mix(h, gates, self.w1, self.b1, self.w2, self.b2)
+        if self.num_experts >= GROUPED_FROM and distinct:
             counts = self._counts(gates)
             if counts is not None:
                 return self._grouped(h, gates, counts)
