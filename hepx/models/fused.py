@@ -17,6 +17,8 @@ import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, no_type_check
 
 import numpy as np
@@ -248,9 +250,18 @@ def _compiled(function: Function) -> Function:
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError as error:  # neither can be written to
-        log.warning("the compiled kernels are not kept: %s", error)
+    except RuntimeError:
+        _say_not_kept()
         return njit(**options)(function)
+
+
+@cache
+def _say_not_kept() -> None:
+    log.warning(
+        "the compiled kernels are not kept, each process compiles them again (some seconds): neither %s nor the "
+        "user's cache can be written to; set NUMBA_CACHE_DIR to a folder that can",
+        Path(__file__).parent,
+    )
 
 
 @_compiled
