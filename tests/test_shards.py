@@ -54,7 +54,7 @@ def cheap(name: str) -> Method:
 @pytest.fixture(scope="module")
 def subject(toys: GraphBatch) -> Subject:
     """30 events and an untrained network, which is as good as a trained one here."""
-    settings = MODELS["moe_graph_transformer"][0](dim=16, expert_dim=8)
+    settings = MODELS["moe_graph_transformer"][0](dim=32, expert_dim=16)  # wide enough for the compiled kernels
     models = [build_model(settings, toys.layout, seed).eval() for seed in (1, 2)]
     for model in models:
         model.inputs.fit(toys, toys.weight.float())
