@@ -124,8 +124,8 @@ def shapley(size: str, rounds: int) -> None:
     print(
         f"shapley, {size}, 7 objects, {DONORS} donors: {1 / ours:.1f} events/s, "
         f"{1 / ours / plain:.2f}x those without the kernels ({plain:.1f}), "
-        f"{peer / ours:.0f}x captum.ShapleyValues (one event, one donor measured); the matrix products of the network "
-        f"alone allow {1 / floor:.1f} events/s, the least that has to be done of each row {1 / least:.1f}"
+        f"{peer / ours:.0f}x captum.ShapleyValues (one event, one donor measured); PyTorch's matrix products of the "
+        f"network alone allow {1 / floor:.1f} events/s, the least that has to be done of each row {1 / least:.1f}"
     )
 
 
