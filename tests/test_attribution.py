@@ -18,6 +18,7 @@ from hepx.attribution import Subject, background_events, event_table, explain, s
 from hepx.attribution.baselines import donor_pool, draw, patterns, replacements
 from hepx.attribution.coalitions import (
     coalitions,
+    computed_once,
     faith_weights,
     interaction_weights,
     owen_table,
@@ -35,7 +36,7 @@ from hepx.attribution.response import Response, move_b2, turn_met
 from hepx.attribution.shapley import Shapley
 from hepx.errors import ConfigError, ResultError
 from hepx.graph import GraphBatch, GraphSettings, NodeSettings, make_layout
-from hepx.models import MODELS, Model, Output, build_model, log_odds
+from hepx.models import MODELS, Model, Output, build_model, log_odds, predict
 from hepx.models.base import empty_trace
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
 from hepx.models.inputs import Inputs, turned
@@ -383,6 +384,32 @@ def test_feature_groups_of_a_pair_mass(toys: GraphBatch, provenance: Provenance)
         FeatureGroups(players={"b": ("bjet",), "first": ("b1.pt",)}).explain(one, provenance)
     with pytest.raises(ConfigError, match="13 groups of features have"):
         FeatureGroups(players={str(i): ("met",) for i in range(13)}).explain(one, provenance)
+
+
+@pytest.mark.parametrize("without", [(), ("lepton",), ("lepton", "met")])
+def test_what_is_computed_once_is_what_each_row_computes(
+    trained_like: Model, toys: GraphBatch, without: tuple[str, ...]
+) -> None:
+    """Objects and pairs of event and replacement, φ counted from a lepton, from the missing momentum, or from a jet,
+    which may be exchanged too; worths are those of the rows one by one."""
+    graphs = toys[toys.mask.all(1)][:6]
+    gone = torch.tensor([slot in without for slot in graphs.layout.slots])
+    events = replace(graphs, mask=graphs.mask & ~gone, x=graphs.x * ~gone[:, None])
+    donors = torch.stack([events.x.roll(shift, 0) for shift in (1, 2)], 1)
+    kept = torch.rand(9, 5, generator=torch.Generator().manual_seed(3)) < 0.5
+    kept[0], kept[-1] = False, True
+    found = worths(trained_like, events, donors, kept[..., None], 1)
+    for draw_, row in itertools.product(range(2), range(9)):
+        x = torch.where(kept[row, :, None], events.x, donors[:, draw_])
+        one = predict(trained_like, replace(events, x=x)).double()
+        torch.testing.assert_close(found[:, draw_, row], one, atol=2e-5, rtol=1e-5)
+    shared = computed_once(trained_like, events, donors, kept)
+    assert shared is not None
+    assert shared.states is not None
+    wrong = replace(shared, states=shared.states.roll(len(events.layout.slots), 0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hepx.attribution.coalitions.computed_once", lambda *_: wrong)
+        assert (worths(trained_like, events, donors, kept[..., None], 1) - found).abs().max() > 1e-3
 
 
 def test_occlusion_equals_captum(trained_like: Model, toys: GraphBatch, provenance: Provenance) -> None:

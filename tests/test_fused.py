@@ -18,7 +18,7 @@ from torch import nn
 from hepx.graph import GraphBatch
 from hepx.models import Model, build_model, layers
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
-from hepx.models.layers import LayerNorm, MixtureOfExperts, SelfAttention
+from hepx.models.layers import LayerNorm, MixtureOfExperts, SelfAttention, TypePool
 
 numba = pytest.importorskip("numba", reason="the kernels need numba (extra `fast`)")
 from hepx.models import fused  # noqa: E402 - not without numba
@@ -52,7 +52,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return call
 
-    for name in ("attend", "gate", "mix", "norm"):
+    for name in ("attend", "gate", "mix", "norm", "pool"):
         monkeypatch.setattr(fused, name, counted(name, getattr(fused, name)))
     return found
 
@@ -121,6 +121,18 @@ def test_layer_norm(calls: Counter[str]) -> None:
     assert calls == {"norm": 1}
 
 
+def test_pool(calls: Counter[str]) -> None:
+    """Absent objects are left out, a type without any gives zeros, and one that no slot has is nowhere."""
+    pool, h, mask = TypePool(("jet", "bjet", "met")), torch.randn(20, 7, 16), torch.rand(20, 7) < 0.6
+    mask[0] = False
+    kinds = torch.randint(0, 4, (20, 7))
+    found = pool(h, mask, kinds)
+    torch.testing.assert_close(found, plainly(pool, h, mask, kinds), **CLOSE)
+    assert calls == {"pool": 1}
+    assert (found[0] == 0).all()
+    assert (found - plainly(pool, h, mask, kinds.roll(1, 1))).abs().max() > 0.1
+
+
 def test_exponential_and_gelu_are_exact() -> None:
     """Through the kernels that use them: softmax of two entries, and one expert that is nearly the identity."""
     gap = -torch.linspace(0, 100, 4001)
@@ -157,9 +169,9 @@ def network(toys: GraphBatch) -> Model:
 
 def test_network(network: Model, toys: GraphBatch, calls: Counter[str]) -> None:
     found = network(toys.x, toys.mask, toys.node_type)
-    assert calls == {"attend": 2, "gate": 2, "mix": 2, "norm": 5}
+    assert calls == {"attend": 2, "gate": 2, "mix": 2, "norm": 5, "pool": 1}
     exact = plainly(network, toys.x, toys.mask, toys.node_type)
-    assert calls.total() == 11
+    assert calls.total() == 12
     torch.testing.assert_close(found.logits, exact.logits, **CLOSE)
     torch.testing.assert_close(found.trace, exact.trace, rtol=1e-5, atol=5e-6)
 
@@ -170,11 +182,16 @@ def test_an_event_does_not_depend_on_its_company(toys: GraphBatch) -> None:
     mixture, norm = MixtureOfExperts(32, 16, 6, 2, 0.0).eval(), LayerNorm(32)
     gates = fused.gate(torch.randn(1101, 7, 6), torch.randn(1101, 7, 6), 2)
     weights = (mixture.w1, mixture.b1, mixture.w2, mixture.b2)
-    qkv = layer.qkv(h)
+    qkv, groups = layer.qkv(h), torch.randint(-1, 3, (1101, 7))
 
     def work(rows: torch.Tensor) -> list[torch.Tensor]:
         attended = fused.attend(qkv[rows], 4, bias[rows], allowed[rows], False)
-        return [*attended, fused.mix(h[rows], gates[rows], *weights), fused.norm(h[rows], norm.weight, norm.bias, 1e-5)]
+        return [
+            *attended,
+            fused.mix(h[rows], gates[rows], *weights),
+            fused.norm(h[rows], norm.weight, norm.bias, 1e-5),
+            fused.pool(h[rows], groups[rows], 3),
+        ]
 
     whole, before = work(torch.arange(1101)), torch.get_num_threads()
     assert all(map(torch.equal, work(torch.arange(1101).flip(0)), [v.flip(0) for v in whole]))
@@ -216,7 +233,7 @@ def test_where_the_plain_formulas_compute(network: Model, toys: GraphBatch, call
     network.double()(arguments[0].double(), *arguments[1:])
     assert not calls
     torch.testing.assert_close(network.float()(*arguments).logits, many[1], rtol=1e-4, atol=1e-5)
-    assert calls.total() == 11
+    assert calls.total() == 12
 
 
 ALONE = """

@@ -392,6 +392,24 @@ def test_pair_terms_can_be_given(model: Model, toys: GraphBatch) -> None:
         assert (other - plain).abs().max() > 100 * TOLERANCE
 
 
+def test_node_states_can_be_given(model: Model, toys: GraphBatch) -> None:
+    """They are made of the object and of the direction that φ counts from: the first of several leptons' ."""
+    few = toys[:20]
+    states = model.node_states(few.x, few.mask, few.node_type)
+    plain = model(few.x, few.mask, few.node_type).logits
+    torch.testing.assert_close(model.logits(few.x, few.mask, few.node_type), plain)
+    if states is None:
+        return
+    again = model.logits(few.x, few.mask, few.node_type, states=states)
+    torch.testing.assert_close(again, plain, atol=TOLERANCE, rtol=0)
+    twice = [torch.cat([tensor, tensor.roll(1, 0)], 1) for tensor in (few.x, few.mask, few.node_type)]
+    larger = model.node_states(*twice)
+    assert larger is not None
+    torch.testing.assert_close(larger[:, :5], states, atol=TOLERANCE, rtol=1e-4)
+    other = model.logits(few.x, few.mask, few.node_type, states=states.roll(1, 0))
+    assert (other - plain).abs().max() > 100 * TOLERANCE
+
+
 def test_attention_looks_at_present_objects_only(toys: GraphBatch) -> None:
     model = build_model(MoEGraphTransformerSettings(self_loops=False), toys.layout, seed=1).eval()
     attention = model(toys.x, toys.mask, toys.node_type).trace.attention

@@ -109,18 +109,34 @@ def from_blocks(rows: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PairTable:
-    """What a model computes of pairs, for the pairs that occur in many rows: terms [M, _] of M pairs, and which pair
-    stands at each place of each row, place [b, k, N · N]."""
+class Shared:
+    """What a model computes of objects and pairs that occur in many rows: terms [M, _] of M pairs, and which pair
+    stands at each place of each row, pair [b, k, N · N]; states [M′, D] of M′ objects (None for a model that has none),
+    and node [b, k, N]."""
 
     terms: tuple[Float[Tensor, "M _"], ...]
-    place: Int[Tensor, "b k NN"]
+    pair: Int[Tensor, "b k NN"]
+    states: Float[Tensor, "M2 D"] | None
+    node: Int[Tensor, "b k N"]
 
-    def terms_at(self, place: Int[Tensor, "R NN"]) -> tuple[Float[Tensor, "R N N _"], ...]:
-        """The terms of some rows, as `Model.forward` takes them."""
-        slots = round(place.shape[1] ** 0.5)
-        flat = place.flatten().to(self.terms[0].device)
-        return tuple(term.index_select(0, flat).reshape(len(place), slots, slots, -1) for term in self.terms)
+    def of_rows(self) -> Callable[[slice], dict[str, Any]]:
+        """For some of the rows, in the order of `in_blocks`, what `Model.logits` takes."""
+        pair, node = in_blocks(self.pair), in_blocks(self.node)
+        slots = node.shape[1]
+
+        def given(rows: slice) -> dict[str, Any]:
+            def at(values: Tensor, place: Tensor, *shape: int) -> Tensor:
+                found = values.index_select(0, place[rows].flatten().to(values.device))
+                return found.reshape(-1, *shape, values.shape[-1])
+
+            found: dict[str, Any] = {}
+            if self.terms:
+                found["pair_terms"] = tuple(at(term, pair, slots, slots) for term in self.terms)
+            if self.states is not None:
+                found["states"] = at(self.states, node, slots)
+            return found
+
+        return given
 
 
 @torch.inference_mode()
@@ -131,7 +147,7 @@ def scores(
     node_type: Int[Tensor, "b N"],
     target: int,
     gain: Float[Tensor, "b k L H N N"] | None = None,
-    pairs: PairTable | None = None,
+    shared: Shared | None = None,
 ) -> Float[Tensor, "b k"]:
     """Scores of k variants of each event, float64 on the CPU, in passes of bounded size; evaluation mode."""
     model.eval()
@@ -139,17 +155,17 @@ def scores(
     slots = x.shape[2]
     all_rows = [in_blocks(x), in_blocks(mask.expand(-1, x.shape[1], -1))]
     all_rows.append(in_blocks(node_type[:, None].expand(-1, x.shape[1], slots)))
-    factors, places = (None if v is None else in_blocks(v) for v in (gain, None if pairs is None else pairs.place))
+    factors, given = None if gain is None else in_blocks(gain), None if shared is None else shared.of_rows()
     parts = []
     for start in range(0, len(all_rows[0]), ROWS_PER_PASS):
         part = slice(start, start + ROWS_PER_PASS)
         rows = [tensor[part].to(device) for tensor in all_rows]
-        output = model(
+        logits = model.logits(
             *rows,
             gain=None if factors is None else factors[part].to(device),
-            pair_terms=None if pairs is None or places is None else pairs.terms_at(places[part]),
+            **({} if given is None else given(part)),
         )
-        parts.append(log_odds(output.logits, target).double().cpu())
+        parts.append(log_odds(logits, target).double().cpu())
     return from_blocks(torch.cat(parts), x.shape)
 
 

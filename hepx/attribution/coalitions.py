@@ -6,14 +6,15 @@ groups of features; a coalition keeps its players' cells (slot, feature) and tak
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import comb, factorial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hepx.attribution.base import ROWS_PER_PASS, PairTable, in_blocks, scores
+from hepx.attribution.base import ROWS_PER_PASS, Shared, in_blocks, scores
 from hepx.graph import GraphBatch
 from hepx.models import Model
 
@@ -139,39 +140,61 @@ def worths(
     mask = events.mask[:, None, None].expand(x.shape[:-1])
     if masked:
         mask = mask & part[..., 0]
-    pairs = None if masked or kept.shape[2] > 1 else pair_table(model, events, replaced, kept[..., 0])
+    shared = None if masked or kept.shape[2] > 1 else computed_once(model, events, replaced, kept[..., 0])
     x, mask = (torch.cat([v.flatten(1, 2), whole[:, None]], 1) for v, whole in ((x, events.x), (mask, events.mask)))
-    found = scores(model, x, mask, events.node_type, target, pairs=pairs)
+    found = scores(model, x, mask, events.node_type, target, shared=shared)
     inner, full = found[:, :-1].unflatten(1, (-1, len(part))), found[:, -1:, None]
     return torch.cat([inner, full.expand(-1, inner.shape[1], -1)], 2)
 
 
 @torch.inference_mode()
-def pair_table(
+def computed_once(
     model: Model, events: GraphBatch, replaced: Float[Tensor, "b K N F"], kept: Bool[Tensor, "S N"]
-) -> PairTable | None:
-    """Pair terms of event and replacement side by side, (2 N)² pairs instead of N² for each of 2ᴺ coalitions.
+) -> Shared | None:
+    """What objects and pairs of event and replacement are to the model: 2 N objects, with either direction that φ
+    counts from, and (2 N)² pairs, instead of N and N² for each of 2ᴺ coalitions.
 
     Row (draw, coalition) of an event takes slot i from place i if it is kept, else from place N + i; the last row is
-    the event itself. None for a model without pair terms.
+    the event itself. None for a model that computes nothing of them.
     """
     batch, draws, slots, _ = replaced.shape
     device = next(model.parameters()).device
     whole = events.x[:, None].expand(replaced.shape)
-    x = in_blocks(torch.cat([whole, replaced], 2)).to(device)
+    x, turned = (in_blocks(torch.cat(parts, 2)).to(device) for parts in ((whole, replaced), (replaced, whole)))
     mask, kinds = (
         torch.cat([v, v], 1).repeat_interleave(len(x) // batch, 0).to(device) for v in (events.mask, events.node_type)
     )
-    found = [
-        model.pair_terms(*(v[i : i + ROWS_PER_PASS // 4] for v in (x, mask, kinds)))
-        for i in range(0, len(x), ROWS_PER_PASS // 4)
-    ]
-    if not found[0]:
-        return None
+    passes = [slice(i, i + ROWS_PER_PASS // 4) for i in range(0, len(x), ROWS_PER_PASS // 4)]
+    found = [model.pair_terms(*(v[part] for v in (x, mask, kinds))) for part in passes]
     terms = tuple(torch.cat(parts).flatten(0, 2) for parts in zip(*found, strict=True))
-    source = torch.arange(slots) + slots * ~kept[:-1]
-    pair = (2 * slots * source[:, :, None] + source[:, None, :]).flatten(1)  # [S − 1, N · N]
-    first = (2 * slots) ** 2 * torch.arange(len(x)).unflatten(0, (batch, -1))  # where a replacement's pairs begin
-    full = 2 * slots * torch.arange(slots)[:, None] + torch.arange(slots)
-    inner = (first[:, :draws, None, None] + pair).flatten(1, 2)
-    return PairTable(terms, torch.cat([inner, (first[:, :1] + full.flatten())[:, None]], 1))
+    states = _states(model, x, turned, mask, kinds, passes)
+    if not terms and states is None:
+        return None
+    begin = torch.arange(len(x)).unflatten(0, (batch, -1))  # rows of `x`
+    source = torch.arange(slots) + slots * ~kept
+    pair = (2 * slots * source[:, :, None] + source[:, None, :]).flatten(1)  # [S, N · N]
+    counted = kept[:, model.inputs.reference(events.mask.to(device)).cpu()].T  # [b, S]: from the event's own object
+    node = source + 2 * slots * ~counted[..., None]
+    places = _in_rows((2 * slots) ** 2 * begin, pair[None], draws), _in_rows(4 * slots * begin, node, draws)
+    return Shared(terms, places[0], states, places[1])
+
+
+def _states(
+    model: Model, x: Tensor, turned: Tensor, mask: Tensor, kinds: Tensor, passes: Sequence[slice]
+) -> Float[Tensor, "M D"] | None:
+    """States of event and replacement, φ counted from an object of the event, then of the replacement."""
+    found = []
+    for part in passes:
+        states = model.node_states(x[part], mask[part], kinds[part])
+        if states is None:
+            return None
+        other = model.node_states(turned[part], mask[part], kinds[part])
+        assert other is not None
+        found.append(torch.cat([states, other.roll(states.shape[1] // 2, 1)], 1).flatten(0, 1))
+    return torch.cat(found)
+
+
+def _in_rows(begin: Int[Tensor, "b K2"], place: Int[Tensor, "#b S n"], draws: int) -> Int[Tensor, "b k n"]:
+    """Places of all draws and coalitions but the full one, which comes last and once."""
+    inner = (begin[:, :draws, None, None] + place[:, None, :-1]).flatten(1, 2)
+    return torch.cat([inner, begin[:, :1, None] + place[:, -1:]], 1)

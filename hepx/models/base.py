@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,10 +80,27 @@ class Model(nn.Module, ABC):
         pair_terms: those of these events, if they are known already (see `pair_terms`).
         """
 
+    def logits(
+        self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"], **more: Any
+    ) -> Float[Tensor, "B C"]:
+        """The logits alone, from the arguments of `forward`: a model may leave out what only its trace needs."""
+        return self(x, mask, node_type, **more).logits
+
     def stream_names(self) -> tuple[str, ...]:
         """Names of the submodules whose first argument is the node states [B, N, D]: the layers in order, then what
         reads the last states. Empty for a model that has none."""
         return ()
+
+    def node_states(
+        self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "B N D"] | None:
+        """What the model computes of each object from this object and the direction of the one that φ counts from
+        (`Inputs.reference`) alone, as `logits` takes it (`states`); None if it takes no such thing.
+
+        Variants of an event share it, as `pair_terms`. N may be any number; φ counts from one of the first objects.
+        """
+        del x, mask, node_type
+        return None
 
     def pair_terms(
         self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]

@@ -23,7 +23,7 @@ from typing import Any, TypeVar, no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from llvmlite import ir
 from numba import njit, types
 from numba.core.cgutils import get_or_insert_function
@@ -451,6 +451,26 @@ def _norm(begin: int, end: int, h: Any, weight: Any, bias: Any, dim: int, eps: f
             store(fma(rest, load(weight, unit), load(bias, unit)), out, node * dim + unit)
 
 
+@_compiled
+@no_type_check
+def _pool(begin: int, end: int, h: Any, groups: Any, sizes: Any, out: Any) -> None:
+    """Events [begin, end). groups: where the mean of each node goes, −1 for nowhere."""
+    nodes, dim, num_groups = sizes
+    zero = same(np.float32(0))
+    for event in range(begin, end):
+        for group in range(num_groups):
+            number, to = 0, (event * num_groups + group) * dim
+            for node in range(nodes):
+                number += groups[event * nodes + node] == group
+            share = same(np.float32(1 / max(number, 1)))
+            for unit in range(0, dim, 8):
+                summed = zero
+                for node in range(nodes):
+                    if groups[event * nodes + node] == group:
+                        summed = add(summed, load(h, (event * nodes + node) * dim + unit))
+                store(multiply(summed, share), out, to + unit)
+
+
 # Doors ------------------------------------------------------------------------------------------------------------
 
 
@@ -513,4 +533,12 @@ def norm(h: Float[Tensor, "*B D"], weight: Float[Tensor, "D"], bias: Float[Tenso
     """Layer norm."""
     out, dim = torch.empty_like(h, memory_format=torch.contiguous_format), h.shape[-1]
     _run(_norm, h.numel() // dim, _flat(h), _flat(weight), _flat(bias), dim, eps, _flat(out))
+    return out
+
+
+def pool(h: Float[Tensor, "B N D"], groups: Int[Tensor, "B N"], num_groups: int) -> Float[Tensor, "B GD"]:
+    """Mean of the nodes of each group, side by side; zeros for an empty one. Nodes of group −1 are left out."""
+    batch, nodes, dim = h.shape
+    out = h.new_empty(batch, num_groups * dim)
+    _run(_pool, batch, _flat(h), _flat(groups), (nodes, dim, num_groups), _flat(out))
     return out

@@ -7,7 +7,7 @@ arbitrary: one (n−1)-fold eigenvalue), noise per node and only in training, pr
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -176,10 +176,36 @@ class GraphTransformer(Model):
         pair_terms: tuple[Tensor, ...] | None = None,
     ) -> Output:
         """Classify events; see `Model.forward`."""
-        h = self.embed(self.inputs.nodes(x, mask, node_type))
-        if self.type_embedding is not None:
-            h = h + self.type_embedding(node_type)
-        h = h * mask[..., None]
+        logits, stored = self._classify(x, mask, node_type, routing, noise, gain, pair_terms)
+        attention, router_logits, gates, load = zip(*stored, strict=True)
+        node = mask[:, None, :, None]
+        trace = Trace(
+            torch.stack(attention, 1),
+            torch.stack(router_logits, 1),
+            torch.stack(gates, 1) * node,
+            None if load[0] is None else torch.stack(load, 1) * node,
+        )
+        return Output(logits, trace)
+
+    def logits(
+        self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"], **more: Any
+    ) -> Float[Tensor, "B C"]:
+        """See `Model.logits`."""
+        return self._classify(x, mask, node_type, **more)[0]
+
+    def _classify(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        node_type: Tensor,
+        routing: Tensor | None = None,
+        noise: Tensor | None = None,
+        gain: Tensor | None = None,
+        pair_terms: tuple[Tensor, ...] | None = None,
+        states: Tensor | None = None,
+    ) -> tuple[Tensor, list[Any]]:
+        """Logits, and what the trace is made of, layer by layer."""
+        h = self.node_states(x, mask, node_type) if states is None else states
         allowed = mask[:, None, :] & mask[:, :, None]
         if not self.settings.self_loops:
             allowed = allowed & ~torch.eye(mask.shape[-1], dtype=torch.bool, device=mask.device)
@@ -197,16 +223,7 @@ class GraphTransformer(Model):
                 None if gain is None else gain[:, layer],
             )
             stored.append(trace)
-        pooled = self.pooled(self.norm(h), mask, node_type)
-        attention, router_logits, gates, load = zip(*stored, strict=True)
-        node = mask[:, None, :, None]
-        trace = Trace(
-            torch.stack(attention, 1),
-            torch.stack(router_logits, 1),
-            torch.stack(gates, 1) * node,
-            None if load[0] is None else torch.stack(load, 1) * node,
-        )
-        return Output(self.head(pooled), trace)
+        return self.head(self.pooled(self.norm(h), mask, node_type)), stored
 
     def stream_names(self) -> tuple[str, ...]:
         """See `Model.stream_names`."""
@@ -219,6 +236,15 @@ class GraphTransformer(Model):
         if isinstance(self.pool, TypePool):
             return self.pool(h, mask, node_type)
         return mean_pool(h, mask) if self.pool is None else self.pool(h, mask)
+
+    def node_states(
+        self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
+    ) -> Float[Tensor, "B N D"]:
+        """The embedded features, with that of the type: what enters the first layer."""
+        h = self.embed(self.inputs.nodes(x, mask, node_type))
+        if self.type_embedding is not None:
+            h = h + self.type_embedding(node_type)
+        return h * mask[..., None]
 
     def pair_terms(
         self, x: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]

@@ -147,6 +147,7 @@ class Inputs(nn.Module):
     pair_mean: Tensor
     pair_std: Tensor
     defined: Tensor
+    order: Tensor
 
     def __init__(
         self, layout: Layout, features: Sequence[str], pair_features: Sequence[str], missing_flags: bool = False
@@ -162,7 +163,8 @@ class Inputs(nn.Module):
         self.missing_flags = missing_flags
         self.num_features, self.num_pair_features = len(features) * (1 + missing_flags), len(pair_features)
         kinds = [layout.types.index(name) for name in ("lepton", "met") if name in layout.types]
-        self._references = [*kinds, *(slot for slot in range(len(layout.types)) if slot not in kinds)]
+        slots = torch.tensor([*kinds, *(slot for slot in range(len(layout.types)) if slot not in kinds)])
+        self.register_buffer("order", slots, persistent=False)
         chosen = [NODE_FEATURES[name] for name in features]
         defined = [[t in f.types and set(f.needs) <= set(DEFINED[t]) for f in chosen] for t in NODE_TYPES]
         self.register_buffer("defined", torch.tensor(defined, dtype=torch.float32))
@@ -171,15 +173,16 @@ class Inputs(nn.Module):
         self.register_buffer("pair_mean", torch.zeros(self.num_pair_features))
         self.register_buffer("pair_std", torch.ones(self.num_pair_features))
 
+    def reference(self, mask: Bool[Tensor, "*B N"]) -> Int[Tensor, "*B"]:
+        """The slot of the object that φ counts from: the lepton, else the missing momentum, else the first there is."""
+        return self.order[mask[..., self.order].to(torch.int8).argmax(-1)]
+
     def raw_nodes(
         self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]
     ) -> Float[Tensor, "*B N F2"]:
         """Node features before standardisation."""
         phi = x[..., PHI]
-        reference = phi[..., self._references[-1]]
-        for slot in reversed(self._references[:-1]):
-            reference = torch.where(mask[..., slot], phi[..., slot], reference)
-        delta_phi = phi - reference[..., None]
+        delta_phi = phi - phi.gather(-1, self.reference(mask)[..., None])
         values = torch.stack([NODE_FEATURES[name].compute(x, delta_phi) for name in self.features], dim=-1)
         if not self.missing_flags:
             return values

@@ -39,14 +39,14 @@ def kernels_for(h: Tensor, *widths: int) -> ModuleType | None:
     """The kernels if they may compute on states [B, ..., D]: inference of float32 on a CPU, of plain tensors, at least
     eight rows, and widths that are multiples of their vectors. They have no gradient and cannot be traced."""
     usable = (
-        torch.is_inference_mode_enabled()
+        not torch.compiler.is_compiling()  # first: the compiler cannot look into what follows
+        and torch.is_inference_mode_enabled()
         and h.device.type == "cpu"
         and h.dtype == torch.float32
         and len(h) >= VECTOR
         and all(width % VECTOR == 0 for width in widths)
         and not torch.is_autocast_enabled("cpu")
         and type(h) is Tensor
-        and not torch.compiler.is_compiling()
         and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
     )
@@ -298,14 +298,21 @@ class TypePool(nn.Module):
     An absent type gives zeros. `types` are the node types of the slots.
     """
 
+    places: Tensor
+
     def __init__(self, types: tuple[str, ...]) -> None:
         super().__init__()
         self.types = sorted({NODE_TYPES.index(name) for name in types})
+        places = [self.types.index(kind) if kind in self.types else -1 for kind in range(len(NODE_TYPES))]
+        self.register_buffer("places", torch.tensor([*places, -1]), persistent=False)
 
     def forward(
         self, h: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
     ) -> Float[Tensor, "B TD"]:
         """Pooled state of the event."""
+        kernels = kernels_for(h, h.shape[-1])
+        if kernels is not None:
+            return kernels.pool(h, self.places[torch.where(mask, node_type, -1)], len(self.types))
         return torch.cat([mean_pool(h, mask & (node_type == kind)) for kind in self.types], dim=-1)
 
 
