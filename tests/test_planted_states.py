@@ -150,9 +150,20 @@ def test_only_the_head_that_is_left_has_an_effect(setting: states.Setting) -> No
     assert abs(knocked[0][0].delta_auc or 0.0) > 1e-3
 
 
+def test_a_head_drawn_to_one_object_by_hand_is_a_sink_if_that_tells_little(setting: states.Setting) -> None:
+    """The object that it is drawn to is the one that it looks at most; always saying yes, or always no, fails."""
+    found = states.drawn(setting.trained, setting.graphs)
+    assert [sink.slot for sink in found] == list(setting.graphs.layout.slots)
+    assert min(sink.share for sink in found) > 0.99
+    assert failing(states.of_sinks(found)) == []
+    assert failing(states.of_sinks([replace(sink, is_sink=False) for sink in found])) == ["sinks"]
+    assert failing(states.of_sinks([replace(sink, is_sink=True) for sink in found])) == ["sinks"]
+
+
 def test_the_facts_are_named_by_their_networks(setting: states.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states, "seen", lambda *_: told())
     monkeypatch.setattr(states, "_of_heads", lambda _: iter([Check(4, "", "heads", "", 0.0, None, "", True)]))
+    monkeypatch.setattr(states, "of_sinks", lambda _: iter([Check(4, "", "sinks", "", 0.0, None, "", True)]))
     shuffled = replace(setting, ignorant=[*setting.ignorant, Null("shuffled", setting.trained)])
     found = [check.case for check in states.state_checks(shuffled)]
     assert list(dict.fromkeys(found)) == ["mbb", "mbb, untrained", "mbb, shuffled"]

@@ -33,7 +33,7 @@ from hepx.progress import track
 from hepx.results import Provenance
 from hepx.results_network import AttentionMap, Effect, Sink
 
-__all__ = ["Observed", "attention_map", "observe"]
+__all__ = ["Observed", "attention_map", "observe", "sinks"]
 
 Array = npt.NDArray[Any]
 PARTS = ("type × type", "type × kinematics", "kinematics × kinematics", "pair bias")
@@ -132,7 +132,7 @@ def _numbers(model: Model, referee: Referee, own: Referee | None) -> _Numbers:
         slot_share=slot_share(seen.attention, seen.allowed, weight),
         correlation=correlations(seen.attention, graphs),
         logit_shares=seen.logit_shares,
-        sinks=tuple(_sinks(model, seen, graphs, own)),
+        sinks=tuple(sinks(model, seen, graphs, own)),
         knock_out=() if own is None else tuple(_knock_out(seen, own, in_regions=own is referee)),
         auc=metrics.auc(referee.y, seen.score, referee.weight),
     )
@@ -230,7 +230,7 @@ def _knock_out(seen: Observed, referee: Referee, in_regions: bool) -> list[Effec
     return found
 
 
-def _sinks(model: Model, seen: Observed, graphs: GraphBatch, referee: Referee | None) -> list[Sink]:
+def sinks(model: Model, seen: Observed, graphs: GraphBatch, referee: Referee | None = None) -> list[Sink]:
     """The most looked-at column of each head, whether it is a sink, and the effect of hiding it, if one judges that.
 
     The rule of arXiv:2510.15731 has a threshold for long texts; here it is rescaled to the number of objects.

@@ -107,14 +107,19 @@ def without_head(model: Model, name: str, head: int, output: Float[Tensor, "D"])
 
 def without_column(model: Model, name: str, head: int, slot: int) -> Model:
     """A copy in which one head cannot look at the object of a slot, except that object at itself."""
+    return drawn_to_column(model, name, head, slot, HIDDEN)
+
+
+def drawn_to_column(model: Model, name: str, head: int, slot: int, score: float) -> Model:
+    """A copy in which one head adds so much to all scores of the object of a slot, except that object's of itself."""
     module: Any = model.get_submodule(name)
     num_heads: int = module.num_heads
 
-    def hide(h: Tensor, allowed: Tensor, bias: Any, *rest: Any) -> tuple[Any, ...]:
-        hidden = h.new_zeros(num_heads, h.shape[1], h.shape[1])
-        hidden[head, :, slot] = HIDDEN
-        hidden[head, slot, slot] = 0
-        biased = (hidden if bias is None else bias + hidden).expand(len(h), -1, -1, -1)
+    def draw(h: Tensor, allowed: Tensor, bias: Any, *rest: Any) -> tuple[Any, ...]:
+        added = h.new_zeros(num_heads, h.shape[1], h.shape[1])
+        added[head, :, slot] = score
+        added[head, slot, slot] = 0
+        biased = (added if bias is None else bias + added).expand(len(h), -1, -1, -1)
         return h, allowed, biased, *rest
 
-    return spliced(model, {name: hide})
+    return spliced(model, {name: draw})

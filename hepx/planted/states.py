@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from hepx import metrics
-from hepx.attention import attention_map, heads, observe
+from hepx.attention import attention_map, heads, observe, sinks
 from hepx.graph import GraphBatch
 from hepx.interventions import EVERYWHERE, Referee, attention_names, balanced_weight
 from hepx.models import Model
@@ -20,13 +20,14 @@ from hepx.planted.bayes import MAX_AUC_LOSS
 from hepx.planted.judge import Check, Criterion
 from hepx.representation import erase, representation, stream
 from hepx.results import Array, Provenance
-from hepx.results_network import Effect, Erasure, Representation
+from hepx.results_network import Effect, Erasure, Representation, Sink
 
 LEVEL = 4
 VARIABLES = {"mbb": ("mbb", "mt"), "mt": ("mt", "mbb")}
 """Mechanism -> the observable that decides, and one that does not."""
 OF_HEADS = "mbb"  # hardly seen without attention, unlike m_T: φ counts from the lepton
-HEAD = (0, 0)  # layer and number of the head that is left alone
+HEAD = (0, 0)  # layer and number of the head that is left alone, or drawn to one object
+DRAWN = 10.0  # added to its scores of this object: it looks at nothing else
 LITTLE, NONE, SOME = Criterion(0.1, at_least=False), Criterion(0.0, at_least=False), Criterion(0.05)
 
 
@@ -67,7 +68,8 @@ def state_checks(setting: Setting) -> Iterator[Check]:
         for check in of_ignorant(used, seen(null.model, other.model, setting)):
             yield replace(check, case=f"{setting.name}, {kind}")
     if setting.name == OF_HEADS:
-        yield from (replace(check, case=setting.name) for check in _of_heads(setting))
+        for check in (*_of_heads(setting), *of_sinks(drawn(setting.trained, setting.graphs))):
+            yield replace(check, case=setting.name)
 
 
 def seen(model: Model, untrained: Model, setting: Setting) -> Seen:
@@ -187,3 +189,23 @@ def _of_heads(setting: Setting) -> Iterator[Check]:
         assert map_ is not None
         found.append([effect for effect in map_.knock_out if effect.where == EVERYWHERE])
     return of_heads(found[0], found[1], [effect for part in found[2:] for effect in part])
+
+
+def drawn(model: Model, graphs: GraphBatch) -> list[Sink]:
+    """What is said of one head when all objects look through it at one of them by hand; each object in turn."""
+    found, (layer, head) = [], HEAD
+    for slot in range(len(graphs.layout.slots)):
+        changed = heads.drawn_to_column(model, attention_names(model)[layer], head, slot, DRAWN)
+        said = sinks(changed, observe(changed, graphs, 1), graphs)
+        found += [one for one in said if (one.layer, one.head) == HEAD]
+    return found
+
+
+def of_sinks(found: Sequence[Sink]) -> Iterator[Check]:
+    """A sink is looked at by all and tells them little: the object with the least to tell is one, that with the most is
+    none."""
+    least, most = (choose(found, key=lambda sink: sink.value_ratio) for choose in (min, max))
+    for which, sink, criterion in (("least", least, Criterion(1.0)), ("most", most, NONE)):
+        what = f"the object with the {which} to tell, to which a head is drawn by hand, is called a sink"
+        found_ = _answer("sinks", what, float(sink.is_sink), criterion)
+        yield replace(found_, text=f"{sink.slot}: {sink.value_ratio:.2f} of the length of the others")
