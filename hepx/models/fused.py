@@ -1,4 +1,4 @@
-"""Kernels for inference on a CPU: attention among a few objects, gates, chosen experts, layer norm; each in one pass.
+"""Kernels for inference on a CPU: attention among a few objects, gates, experts, norms and pooling; each in one pass.
 
 PyTorch runs a chain of operations over all events, each through memory, and multiplies matrices of 7 × 8 slowly
 (`bench_explain` prints what the kernels gain). They are written for numba (extra `fast`) with vectors of eight numbers:

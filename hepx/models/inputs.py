@@ -147,7 +147,6 @@ class Inputs(nn.Module):
     pair_mean: Tensor
     pair_std: Tensor
     defined: Tensor
-    order: Tensor
 
     def __init__(
         self, layout: Layout, features: Sequence[str], pair_features: Sequence[str], missing_flags: bool = False
@@ -163,8 +162,7 @@ class Inputs(nn.Module):
         self.missing_flags = missing_flags
         self.num_features, self.num_pair_features = len(features) * (1 + missing_flags), len(pair_features)
         kinds = [layout.types.index(name) for name in ("lepton", "met") if name in layout.types]
-        slots = torch.tensor([*kinds, *(slot for slot in range(len(layout.types)) if slot not in kinds)])
-        self.register_buffer("order", slots, persistent=False)
+        self._references = [*kinds, *(slot for slot in range(len(layout.types)) if slot not in kinds)]
         chosen = [NODE_FEATURES[name] for name in features]
         defined = [[t in f.types and set(f.needs) <= set(DEFINED[t]) for f in chosen] for t in NODE_TYPES]
         self.register_buffer("defined", torch.tensor(defined, dtype=torch.float32))
@@ -175,7 +173,10 @@ class Inputs(nn.Module):
 
     def reference(self, mask: Bool[Tensor, "*B N"]) -> Int[Tensor, "*B"]:
         """The slot of the object that φ counts from: the lepton, else the missing momentum, else the first there is."""
-        return self.order[mask[..., self.order].to(torch.int8).argmax(-1)]
+        found = torch.full(mask.shape[:-1], self._references[-1], device=mask.device)
+        for slot in reversed(self._references[:-1]):
+            found = torch.where(mask[..., slot], slot, found)
+        return found
 
     def raw_nodes(
         self, x: Float[Tensor, "*B N F"], mask: Bool[Tensor, "*B N"], node_type: Int[Tensor, "*B N"]

@@ -298,13 +298,9 @@ class TypePool(nn.Module):
     An absent type gives zeros. `types` are the node types of the slots.
     """
 
-    places: Tensor
-
     def __init__(self, types: tuple[str, ...]) -> None:
         super().__init__()
         self.types = sorted({NODE_TYPES.index(name) for name in types})
-        places = [self.types.index(kind) if kind in self.types else -1 for kind in range(len(NODE_TYPES))]
-        self.register_buffer("places", torch.tensor([*places, -1]), persistent=False)
 
     def forward(
         self, h: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], node_type: Int[Tensor, "B N"]
@@ -312,7 +308,10 @@ class TypePool(nn.Module):
         """Pooled state of the event."""
         kernels = kernels_for(h, h.shape[-1])
         if kernels is not None:
-            return kernels.pool(h, self.places[torch.where(mask, node_type, -1)], len(self.types))
+            groups = torch.full_like(node_type, -1)
+            for place, kind in enumerate(self.types):
+                groups = groups.masked_fill(mask & (node_type == kind), place)
+            return kernels.pool(h, groups, len(self.types))
         return torch.cat([mean_pool(h, mask & (node_type == kind)) for kind in self.types], dim=-1)
 
 
