@@ -19,6 +19,14 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"
 
 
+LONG = ("test_slurm.py", "test_run.py", "test_planted.py", "test_report.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: at the end no process waits for another that has just begun one of them."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """Small matrices gain nothing from a second thread, and lose much when the machine is busy."""

@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"
 CONTENT = np.random.default_rng(5).bytes(300_000)
 RELEASE = "2025e-13tev-beta"
+PROBED = f"bytes=0-{remote.HEAD - 1}"  # how a probe asks for a few bytes
 Hepx = Callable[..., tuple[int, str, str]]
 
 
@@ -88,7 +89,7 @@ def test_what_is_there_is_not_fetched_again(site: Site, tmp_path: Path) -> None:
     first = get(site, tmp_path / "my")
     site.asked.clear()
     assert get(site, tmp_path / "my") == first
-    assert site.ranges_asked("a.root") == ["bytes=0-7"], "only the few bytes of a probe"
+    assert site.ranges_asked("a.root") == [PROBED], "only the few bytes of a probe"
     site.faults["/a.root"] = [503] * 9
     assert get(site, tmp_path / "my") == first, "a server that is away does not matter then"
 
@@ -97,7 +98,7 @@ def test_a_stopped_download_goes_on(site: Site, tmp_path: Path) -> None:
     arrived = leave_part(site, tmp_path / "my", 100_000)
     assert arrived.read_bytes() == CONTENT[:100_000]
     get(site, tmp_path / "my")
-    assert site.ranges_asked("a.root") == ["bytes=0-7", "bytes=100000-299999"]
+    assert site.ranges_asked("a.root") == [PROBED, "bytes=100000-299999"]
     assert (tmp_path / "my/1/a.root").read_bytes() == CONTENT
     assert not arrived.exists()
 
@@ -106,7 +107,7 @@ def test_a_part_that_was_complete_only_gets_its_name(site: Site, tmp_path: Path)
     arrived = leave_part(site, tmp_path / "my", 100_000)
     arrived.write_bytes(CONTENT)
     get(site, tmp_path / "my")
-    assert site.ranges_asked("a.root") == ["bytes=0-7"]
+    assert site.ranges_asked("a.root") == [PROBED]
 
 
 def test_a_server_without_ranges_starts_over(site: Site, tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_file_that_changed_on_the_server_starts_over(site: Site, tmp_path: Pat
     (site.folder / "a.root").write_bytes(new)
     get(site, tmp_path / "my")
     assert (tmp_path / "my/1/a.root").read_bytes() == new
-    assert site.ranges_asked("a.root") == ["bytes=0-7", None]
+    assert site.ranges_asked("a.root") == [PROBED, None]
 
 
 def test_a_fetched_file_that_changed_on_the_server_is_fetched_again(
@@ -218,7 +219,7 @@ def test_a_checksum_given_later_checks_what_is_there(site: Site, tmp_path: Path)
     site.asked.clear()
     right = Checksum("sha256", hashlib.sha256(CONTENT).hexdigest())
     assert get(site, tmp_path / "my", right).verified == "given"
-    assert site.ranges_asked("a.root") == ["bytes=0-7"]
+    assert site.ranges_asked("a.root") == [PROBED]
 
 
 def test_a_file_of_the_user_is_adopted_if_it_is_the_same_and_never_overwritten(site: Site, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_a_file_of_the_user_is_adopted_if_it_is_the_same_and_never_overwritten(s
     mine = tmp_path / "my/1/a.root"
     mine.write_bytes(CONTENT)
     assert get(site, tmp_path / "my").size == len(CONTENT)
-    assert site.ranges_asked("a.root") == ["bytes=0-7"]
+    assert site.ranges_asked("a.root") == [PROBED]
     mine.write_bytes(b"my own")
     with pytest.raises(DataError, match=r"is there already, but it is not the file at .*6 bytes here, 300000 there"):
         get(site, tmp_path / "my")
@@ -286,7 +287,7 @@ def test_a_killed_process_loses_nothing(site: Site, tmp_path: Path) -> None:
     site.delay = 0
     site.asked.clear()
     get(site, tmp_path / "my")
-    assert site.ranges_asked("a.root") == ["bytes=0-7", f"bytes={here}-299999"]
+    assert site.ranges_asked("a.root") == [PROBED, f"bytes={here}-299999"]
     assert (tmp_path / "my/1/a.root").read_bytes() == CONTENT
 
 

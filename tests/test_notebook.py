@@ -187,7 +187,7 @@ def test_what_is_printed_is_short_and_says_what_it_is(run: Trained) -> None:
     shapley, response = run.explain("shapley", limit=20, draws=2), run.explain("response", limit=20, points=3)
     assert repr(shapley) == (
         "Explanation by shapley: 20 events of signal, ttbar, singletop; values [20, 5] of b1, b2, j3, lepton, met "
-        "in log-odds of signal"
+        "in logit"
     )
     assert "at 3 points of mbb, 40 to 260 GeV" in repr(response)
     others = [run.explain(name, limit=20) for name in ("permutation_importance", "edge_knockout")]

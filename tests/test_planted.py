@@ -290,8 +290,8 @@ def _drawn(graphs: GraphBatch, rng: np.random.Generator, provenance: Provenance)
     score, none = rng.normal(size=len(graphs)), np.zeros(len(graphs))
     pairs = values[:, :, None] * values[:, None, :]
     gap = 0.1 * np.abs(rng.normal(size=len(graphs)))
-    exact = Explanation(event_table(graphs), truth, None, score, none, none, None, None, provenance)
-    return Explanation(event_table(graphs), values, None, score, none, gap, pairs, None, provenance), exact
+    exact = Explanation(event_table(graphs), truth, None, score, none, none, None, None, "logit", provenance)
+    return Explanation(event_table(graphs), values, None, score, none, gap, pairs, None, "logit", provenance), exact
 
 
 def test_errors_are_the_spread_over_other_events(toys: GraphBatch, provenance: Provenance) -> None:

@@ -216,7 +216,7 @@ def _first_bytes_remote(url: Url) -> bytes:
             f"the server of '{url}' sends whole files only (no HTTP Range), so events cannot be read from there. "
             "Download the file and give its path."
         )
-    return found.head
+    return found.head[:8]
 
 
 def _local(path: Location) -> Path:
