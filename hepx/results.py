@@ -7,6 +7,7 @@ network's inside write is in `results_network.py`.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -87,7 +88,7 @@ class EventTable:
         return self.sample == self.sample_names.index(name)
 
 
-class Result:
+class Result(ABC):
     """Base of the frozen results that are saved as .npz."""
 
     provenance: Provenance
@@ -100,9 +101,9 @@ class Result:
         note = getattr(self, "note", "")
         return f"{type(self).__name__} by {self.provenance.method}: {self.about()}" + (f" ({note})" if note else "")
 
+    @abstractmethod
     def about(self) -> str:
         """What it is, its sizes and its unit, in a line."""
-        raise NotImplementedError
 
     def save(self, path: str | Path) -> None:
         """Write an .npz with one entry per array and the names as JSON in `meta`."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -237,13 +238,12 @@ def test_where_the_plain_formulas_compute(network: Model, toys: GraphBatch, call
 
 
 ALONE = """
-import importlib.util, sys, torch
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name: None if name == sys.argv[1] else find(name)
+import sys, torch
+sys.modules[sys.argv[1]] = None  # cannot be imported
 from hepx.models import layers
 with torch.inference_mode():
     out = layers.MixtureOfExperts(16, 16, 4, 2, 0.0).eval()(torch.ones(8, 3, 16), None, None)[0]
-print("numba" in sys.modules, bool(out.isfinite().all()))
+print("hepx.models.fused" in sys.modules, bool(out.isfinite().all()))
 """
 
 
@@ -278,3 +278,12 @@ def test_kernels_that_cannot_be_kept_are_compiled(
         assert fused._compiled(kernel.py_func).py_func is kernel.py_func
     assert caplog.text.count("the compiled kernels are not kept") == 1
     assert "set NUMBA_CACHE_DIR" in caplog.text
+
+
+def test_a_numba_that_cannot_work_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Installed, but not what it should be: the plain formulas, and a warning."""
+    monkeypatch.delattr("hepx.models.fused")
+    monkeypatch.delitem(sys.modules, "hepx.models.fused")
+    monkeypatch.setitem(sys.modules, "numba", ModuleType("numba"))
+    assert layers.compiled_kernels.__wrapped__() is None
+    assert "no compiled kernels, PyTorch's operations are used instead: cannot import name 'njit'" in caplog.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import logging
 import math
 from collections.abc import Callable
 from functools import cache
@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from hepx.graph import NODE_TYPES
 
+log = logging.getLogger(__name__)
+
 GROUPED_FROM = 16
 """From this number of experts on, each runs on its own nodes only: `test_models` shows equality, the benchmark why."""
 SHORT_ROW = 15
@@ -27,11 +29,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": functional.gelu, "
 
 @cache
 def compiled_kernels() -> ModuleType | None:
-    """The module `hepx.models.fused`; None where numba (extra `fast`) is not installed."""
-    if importlib.util.find_spec("numba") is None:
+    """The module `hepx.models.fused`; None where numba (extra `fast`) is not installed, or (said) cannot work."""
+    try:
+        from hepx.models import fused
+    except ModuleNotFoundError:
         return None
-    from hepx.models import fused
-
+    except ImportError as error:  # such as a numba that knows no NumPy as new as this
+        log.warning("no compiled kernels, PyTorch's operations are used instead: %s", error)
+        return None
     return fused
 
 
