@@ -17,7 +17,7 @@ from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch, GraphSettings, NodeSet
 from hepx.models import MODELS, Model, build_model, predict
 from hepx.models.gcn import GCNSettings
 from hepx.models.graph_transformer import MoEGraphTransformerSettings
-from hepx.models.inputs import Inputs, pair_kinematics, turned
+from hepx.models.inputs import Inputs, narrow_places, pair_kinematics, turned
 from hepx.models.layers import GROUPED_FROM, MixtureOfExperts, masked_softmax
 from hepx.models.paper import PaperMGTSettings
 
@@ -416,6 +416,35 @@ def test_attention_looks_at_present_objects_only(toys: GraphBatch) -> None:
     absent = ~toys.mask
     assert attention.transpose(-1, -2)[absent[:, None, None].expand(attention.shape[:4])].abs().max() == 0
     assert attention.diagonal(dim1=-2, dim2=-1).abs().max() == 0
+
+
+@pytest.mark.parametrize(("feature", "of"), [("ln_delta_r", "delta_r2"), ("ln_mt2", "mt2"), ("ln_mct2", "mct2")])
+def test_narrow_places_are_where_pair_quantities_are_least(toys: GraphBatch, feature: str, of: str) -> None:
+    """Oracle: 1001 points on every path. A half width away the quantity has doubled. Absent pairs have none."""
+    start, end, kinds, mask = toys.x[:30].double(), toys.x[30:60].double(), toys.node_type[:30], toys.mask[:30]
+    soft = 1e-4 if feature == "ln_delta_r" else 1e-2
+    if feature != "ln_delta_r":  # a mass is a product with two pt, which are to be constant here
+        start[..., 0] = end[..., 0] = 50.0
+    one, other = torch.triu_indices(mask.shape[1], mask.shape[1], 1)
+    pairs = torch.arange(len(one))
+
+    def quantity(alpha: Tensor) -> Tensor:
+        way = start[:, None] + alpha[..., None, None] * (end - start)[:, None]
+        return getattr(pair_kinematics(way, kinds[:, None]), of)[..., one, other] + soft
+
+    place, width = narrow_places((feature,), start, end, torch.ones_like(mask), kinds)
+    moves = torch.isfinite(width)
+    assert bool(moves.any())
+    everywhere = quantity(torch.linspace(0, 1, 1001, dtype=torch.float64).expand(30, -1)).amin(1)
+    least = quantity(place.clamp(0, 1))[:, pairs, pairs]
+    assert bool((least <= everywhere * (1 + 1e-9))[moves].all())
+    sharp = moves & (place - width > 0) & (place + width < 1) & (width < 0.1)
+    assert int(sharp.sum()) > 5
+    for away in (place - width, place + width):
+        torch.testing.assert_close(quantity(away)[:, pairs, pairs][sharp], 2 * least[sharp], rtol=0.02, atol=0)
+    there = narrow_places((feature,), start, end, mask, kinds)[1].isfinite()
+    assert bool((there == (moves & mask[:, one] & mask[:, other])).all())
+    assert narrow_places((), start, end, mask, kinds)[0].shape == (30, 0)
 
 
 def test_pair_kinematics_against_vector(toys: GraphBatch) -> None:

@@ -21,7 +21,7 @@ from hepx.attribution.baselines import Pattern, Referenced, replacements
 from hepx.errors import ResultError
 from hepx.graph import GraphBatch
 from hepx.models import Model, log_odds
-from hepx.models.inputs import PHI
+from hepx.models.inputs import PHI, narrow_places
 from hepx.results import EventResult, Explanation
 
 ROWS = ROWS_PER_PASS // 2  # rows per backward pass
@@ -88,6 +88,7 @@ class Paths:
         self.extra = (mask, kinds, *routing)
         self.start = nearest_phi(donors.to(device), self.x[:, None])
         self.score = score_function(model, subject.target)
+        self.pair_features = model.inputs.pair_features
 
     def gradient(self, points: Float[Tensor, "b k N F"]) -> Float[Tensor, "b k N F"]:
         """∂score/∂x in float64 on the CPU at k points of each event."""
@@ -98,6 +99,12 @@ class Paths:
     ) -> tuple[Float[Tensor, "r k N F"], Float[Tensor, "r k"]]:
         """∂score/∂x and the score, float64 on the CPU, at k points each of some events."""
         return slopes(self.score, points, tuple(tensor[event] for tensor in self.extra))
+
+    def narrow_places(self) -> tuple[Float[Tensor, "R M"], Float[Tensor, "R M"]]:
+        """Where the pair features dip on each path, R = b · K, and how wide; float64 on the CPU."""
+        x, mask, kinds = (one.repeat_interleave(self.draws, 0) for one in (self.x, *self.extra[:2]))
+        places, widths = narrow_places(self.pair_features, self.start.flatten(0, 1), x, mask, kinds)
+        return places.cpu(), widths.cpu()
 
     def ends(self) -> tuple[Float[Tensor, "b"], Float[Tensor, "b K"]]:
         """Score of the event and of each replacement, float64 on the CPU."""

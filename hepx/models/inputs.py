@@ -19,6 +19,9 @@ from hepx.graph import DEFINED, NODE_TYPES, RAW_FEATURES, GraphBatch, Layout
 
 PT, ETA, PHI, MASS, BTAG, MET_SIGNIFICANCE = range(len(RAW_FEATURES))
 _SMALL = 1e-6
+_SOFT = 1e-4  # added to ΔR² in its logarithm
+_LEAST = 1e-2  # of masses squared in their logarithms, GeV²
+_TURNS = 2 * torch.pi * torch.arange(-2, 2, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,66 @@ def _outer(values: Tensor) -> Tensor:
 
 
 PAIR_FEATURES: dict[str, Callable[[PairKinematics], Tensor]] = {
-    "ln_delta_r": lambda pair: 0.5 * torch.log(pair.delta_r2 + 1e-4),
-    "ln_kt": lambda pair: 0.5 * torch.log(pair.delta_r2 + 1e-4) + torch.log(pair.min_pt.clamp(min=1e-3)),
-    "ln_m2": lambda pair: torch.log(pair.mass2.clamp(min=1e-2)),
-    "ln_mt2": lambda pair: torch.log(pair.mt2.clamp(min=1e-2)),
-    "ln_mct2": lambda pair: torch.log(pair.mct2.clamp(min=1e-2)),
+    "ln_delta_r": lambda pair: 0.5 * torch.log(pair.delta_r2 + _SOFT),
+    "ln_kt": lambda pair: 0.5 * torch.log(pair.delta_r2 + _SOFT) + torch.log(pair.min_pt.clamp(min=1e-3)),
+    "ln_m2": lambda pair: torch.log(pair.mass2.clamp(min=_LEAST)),
+    "ln_mt2": lambda pair: torch.log(pair.mt2.clamp(min=_LEAST)),
+    "ln_mct2": lambda pair: torch.log(pair.mct2.clamp(min=_LEAST)),
 }
 """Pair inputs a config can choose: those of arXiv:2202.03772 (eq. 3), and the two transverse masses that searches for
 Wh cut on."""
+
+
+def narrow_places(
+    pair_features: Sequence[str],
+    start: Float[Tensor, "*B N F"],
+    end: Float[Tensor, "*B N F"],
+    mask: Bool[Tensor, "*B N"],
+    node_type: Int[Tensor, "*B N"],
+) -> tuple[Float[Tensor, "*B M"], Float[Tensor, "*B M"]]:
+    """Where the logarithms of the pair features dip on the straight way start + α (end − start): α, and half widths.
+
+    Two objects pass one another (ΔR, k_T, m²), are collinear (m_T²) or back to back (m_CT²) in the transverse plane.
+    What the logarithm is taken of is there v² ((α − place)² + width²), v the speed of the pair in (η, φ). A pair whose
+    objects are not both there, or do not move, has an infinite width. float64.
+    """
+    one, other = torch.triu_indices(mask.shape[-1], mask.shape[-1], 1, device=mask.device)
+    start, end = start.double(), end.double()
+    there, is_met = mask[..., one] & mask[..., other], node_type == NODE_TYPES.index("met")
+    transverse = is_met[..., one] | is_met[..., other]
+
+    def way(feature: int) -> tuple[Tensor, Tensor]:
+        first, last = (x[..., one, feature] - x[..., other, feature] for x in (start, end))
+        return first, last - first
+
+    def dip(eta: Tensor, eta_speed: Tensor, angle: float, soft: Tensor) -> tuple[Tensor, Tensor]:
+        phi, phi_speed = (tensor[..., None] for tensor in way(PHI))
+        phi = phi - angle - _TURNS.to(phi)
+        eta, eta_speed = eta[..., None], eta_speed[..., None]
+        speed2 = eta_speed**2 + phi_speed**2
+        place = -(eta * eta_speed + phi * phi_speed) / speed2
+        nearest = place.clamp(0, 1)
+        least = (eta + nearest * eta_speed) ** 2 + (phi + nearest * phi_speed) ** 2
+        turn = least.argmin(-1, keepdim=True)  # of the turns of Δφ, the one that comes closest
+        place, phi = place.gather(-1, turn), phi.gather(-1, turn)
+        distance2 = (eta + place * eta_speed) ** 2 + (phi + place * phi_speed) ** 2
+        width = ((distance2 + soft[..., None]) / speed2).sqrt()
+        moves = there & (speed2[..., 0] > 0)
+        return torch.where(moves, place[..., 0], 0.0), torch.where(moves, width[..., 0], torch.inf)
+
+    eta, eta_speed = (torch.where(transverse, 0.0, tensor) for tensor in way(ETA))
+    still, soft = torch.zeros_like(eta), torch.full_like(eta, _SOFT)
+    pt_product = (start[..., one, PT] + end[..., one, PT]) * (start[..., other, PT] + end[..., other, PT]) / 4
+    soft_mass = _LEAST / pt_product.clamp(min=_LEAST)
+    found = [(eta[..., :0], eta[..., :0])]
+    if not {"ln_delta_r", "ln_kt", "ln_m2"}.isdisjoint(pair_features):
+        found.append(dip(eta, eta_speed, 0.0, soft))
+    if "ln_mt2" in pair_features:
+        found.append(dip(still, still, 0.0, soft_mass))
+    if "ln_mct2" in pair_features:
+        found.append(dip(still, still, torch.pi, soft_mass))
+    places, widths = zip(*found, strict=True)
+    return torch.cat(places, -1), torch.cat(widths, -1)
 
 
 def turned(graphs: GraphBatch, angle: float) -> GraphBatch:

@@ -37,7 +37,7 @@ from hepx.attribution import METHODS, Subject, explain_blocks, merge_blocks
 from hepx.attribution.base import ROWS_PER_PASS
 from hepx.attribution.baselines import Pattern, draw, patterns
 from hepx.attribution.gradients import Paths, score_function
-from hepx.attribution.integrated_gradients import IntegratedGradients, path_integral, piece_integral
+from hepx.attribution.integrated_gradients import Course, IntegratedGradients, path_integral, piece_integral
 from hepx.attribution.shapley import Shapley
 from hepx.graph import GraphBatch
 from hepx.kinematics import Momentum, invariant_mass
@@ -214,7 +214,8 @@ class Peers:
         self.start = self.paths.start.flatten(0, 1)
         self.extra = tuple(tensor.repeat_interleave(self.paths.draws, 0) for tensor in self.paths.extra)
         low = torch.zeros(len(self.rows), dtype=torch.float64)
-        pieces = (piece_integral(self.paths, self.rows, low + i / 128, 1 / 128, 32)[0] for i in range(128))
+        even = Course(low[:, None][:, :0], low[:, None][:, :0])
+        pieces = (piece_integral(self.paths, even, self.rows, low + i / 128, 1 / 128, 32)[0] for i in range(128))
         self.exact = torch.stack(list(pieces)).sum(0)
 
     def ours(self) -> torch.Tensor:
