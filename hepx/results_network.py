@@ -300,20 +300,20 @@ class Stability:
     """How alike the expert choices of a layer are in several trainings, mean over the pairs of runs.
 
     ari: adjusted Rand index of the first experts (1: the same up to a renaming, 0: chance), spread: its standard
-    deviation over the pairs; within: ari inside each slot, where the type of the object cannot help; nmi: normalised
-    mutual information; agreement: share of nodes with the same expert under the best renaming; null, null_within: ari
-    and within of the untrained networks.
+    deviation over the pairs; within: ari inside each slot, where the type of the object cannot help, of those in which
+    a router varies (None: in none); nmi: normalised mutual information; agreement: share of nodes with the same expert
+    under the best renaming; null, null_within: ari and within of the untrained networks.
     """
 
     layer: int
     pairs: int
     ari: float
     spread: float
-    within: float
+    within: float | None
     nmi: float
     agreement: float
     null: float
-    null_within: float
+    null_within: float | None
 
 
 @dataclass(frozen=True)

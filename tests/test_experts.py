@@ -345,7 +345,20 @@ def test_stability_is_blind_to_names_and_sees_chance(mixed: GraphBatch) -> None:
     for row in stability([gates, gates.roll(1, -1)], random, mixed):
         assert (row.ari, row.within, row.agreement) == pytest.approx((1, 1, 1))
         assert abs(row.null) < 0.01
+        assert row.null_within is not None
         assert abs(row.null_within) < 0.02
+
+
+def test_a_slot_in_which_no_router_varies_says_nothing_of_stability(mixed: GraphBatch) -> None:
+    """Experts by slot alone: the same overall, and nothing to compare at a fixed object; one that varies counts."""
+    gates = routing.gates_of(small_network(mixed, 1), mixed)
+    num_experts = gates.shape[-1]
+    by_slot = torch.eye(num_experts)[torch.arange(gates.shape[2]) % num_experts].expand_as(gates)
+    random = torch.rand(gates.shape, generator=torch.Generator().manual_seed(0))
+    for row in stability([by_slot, by_slot.roll(1, -1)], [by_slot, random], mixed):
+        assert row.ari == pytest.approx(1)
+        assert row.within is None
+        assert row.null_within == pytest.approx(0, abs=0.02)
 
 
 def test_report_survives_a_file_and_an_old_one_is_refused(oracle: ExpertReport, tmp_path: Path) -> None:

@@ -58,8 +58,9 @@ def experts(
     from hepx.agreement import STABLE, compare_experts
 
     for row in compare_experts(runs):
+        within, null = ("none" if v is None else f"{v:.2f}" for v in (row.within, row.null_within))
         typer.echo(
             f"layer {row.layer + 1}: adjusted Rand index {row.ari:.2f} ± {row.spread:.2f} (untrained {row.null:.2f}), "
-            f"at fixed object {row.within:.2f} (untrained {row.null_within:.2f}), agreement {row.agreement:.2f}"
+            f"at fixed object {within} (untrained {null}), agreement {row.agreement:.2f}"
             + ("" if row.ari >= STABLE else "; the number of an expert means nothing in another training")
         )

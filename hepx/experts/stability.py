@@ -33,22 +33,26 @@ def stability(
         chosen, untrained = (
             [one[:, layer].argmax(-1).numpy()[event, slot] for one in group] for group in (gates, nulls)
         )
-        pairs = np.array([_compare(a, b, slot, w) for a, b in combinations(chosen, 2)])
-        ari, within, nmi, same = (float(mean) for mean in pairs.mean(0))
-        null = np.mean([_compare(a, b, slot, w) for a, b in combinations(untrained, 2)], axis=0)
+        pairs, nulls_of = (
+            np.ma.masked_invalid([_compare(a, b, slot, w) for a, b in combinations(group, 2)])
+            for group in (chosen, untrained)
+        )
+        (ari, within, nmi, same), null = pairs.mean(0).tolist(), nulls_of.mean(0).tolist()
         spread = float(pairs[:, 0].std())
-        found.append(Stability(layer, len(pairs), ari, spread, within, nmi, same, float(null[0]), float(null[1])))
+        found.append(Stability(layer, len(pairs), ari, spread, within, nmi, same, null[0], null[1]))
     return found
 
 
 def _compare(a: Array, b: Array, slot: Array, weight: Array) -> tuple[float, float, float, float]:
-    """Adjusted Rand index, its mean inside the slots, normalised mutual information, matched agreement."""
+    """Adjusted Rand index, its mean inside the slots where one of the two varies (NaN: none does), normalised mutual
+    information, matched agreement."""
     table, square = contingency(a, b, weight)
     inside = [
-        (weight[slot == s].sum(), adjusted_rand(*contingency(a[slot == s], b[slot == s], weight[slot == s])))
-        for s in np.unique(slot)
+        (weight[here].sum(), adjusted_rand(*contingency(a[here], b[here], weight[here])))
+        for here in (slot == s for s in np.unique(slot))
+        if np.ptp(a[here]) or np.ptp(b[here])
     ]
-    within = float(np.average([value for _, value in inside], weights=[total for total, _ in inside]))
+    within = float(np.average([v for _, v in inside], weights=[w for w, _ in inside])) if inside else float("nan")
     return adjusted_rand(table, square), within, normalised_information(table), matched_agreement(table)
 
 

@@ -32,7 +32,7 @@ from hepx.train import TrainSettings, fit, load_weights
 
 log = logging.getLogger(__name__)
 
-JUDGED = "judged-2"  # folder of rows and facts; named anew when they are made otherwise, so old ones are not read
+JUDGED = "judged-3"  # folder of rows and facts; named anew when they are made otherwise, so old ones are not read
 QUICK = ("unit_sum", "unit_product", "met_significance", "mt")  # what little training comes near
 FEWEST_DONORS = 20
 CONTROLS = ("untrained", "shuffled")

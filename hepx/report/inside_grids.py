@@ -272,12 +272,16 @@ def _surrogates(saved: Saved) -> Grid:
     return Grid(("Layer", "Tree", "Type only", "Most used"), tuple(rows), caption)
 
 
+def _two_digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
 def _stability(saved: Saved) -> Grid:
     rows = [
         (
             one.layer + 1,
             f"{one.ari:.2f} ± {one.spread:.2f} ({one.null:.2f})",
-            f"{one.within:.2f} ({one.null_within:.2f})",
+            f"{_two_digits(one.within)} ({_two_digits(one.null_within)})",
             f"{one.nmi:.2f}",
             f"{one.agreement:.2f}",
         )
