@@ -160,7 +160,7 @@ def test_more_nodes_are_taken_only_where_a_path_needs_them(toys: GraphBatch, pro
         assert found.completeness_error is not None
         assert found.completeness_error.max() < (1e-4 if name == "cubic" else 0.02)
     assert counts["cubic"] == 20 * 2 * 32
-    assert counts["cubic"] < counts["kink"] <= 20 * 2 * 32 * (1 + 2 * 4)
+    assert counts["cubic"] < counts["kink"] <= 20 * 2 * (32 + 16 * 2 * 4)
 
 
 def test_the_gate_says_why_and_can_be_forced(model: Model, toys: GraphBatch, provenance: Provenance) -> None:

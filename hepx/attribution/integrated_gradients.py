@@ -27,7 +27,7 @@ from hepx.attribution.gradients import ROWS, GatedMethod, Paths
 from hepx.graph import GraphBatch
 from hepx.results import Explanation, Provenance
 
-NODES = 31  # of a piece; odd, and with one row to spare in the blocks of the score
+NODES, PIECE = 31, 15  # of a path and of its pieces; odd, and with one row to spare in the blocks of the score
 SLOW = 0.1  # c of `Course`
 ROUNDS = 4  # of Newton's method: to 10⁻⁸
 
@@ -74,9 +74,10 @@ class IntegratedGradients(GatedMethod):
         path, width, low = torch.arange(len(first)), 1.0, torch.zeros_like(first)
         course = Course(*paths.narrow_places())
         while len(path):
-            values, middle = piece_integral(paths, course, path, low, width, min(NODES, self.steps))
+            nodes = min(NODES if width == 1 else PIECE, self.steps)
+            values, middle = piece_integral(paths, course, path, low, width, nodes)
             gap = (values.sum((1, 2)) - (last - first)).abs()
-            open_ = (gap > allowed[path] * width**0.5) & (self.steps * width >= 2 * NODES)
+            open_ = (gap > allowed[path] * width**0.5) & (self.steps * width >= 2 * PIECE)
             total.index_add_(0, path[~open_], values[~open_])
             path, low, first, middle, last = (v[open_] for v in (path, low, first, middle, last))
             width /= 2
