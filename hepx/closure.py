@@ -28,21 +28,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from hepx import kinematics, metrics, trees
+from hepx import metrics, trees
 from hepx.attribution import Subject, background_events
 from hepx.attribution.baselines import Pattern, per_pattern, replacements
 from hepx.attribution.coalitions import coalitions, interaction_weights, shapley_weights, values_of
 from hepx.attribution.players import object_kinds
 from hepx.attribution.shapley import Shapley, scatter
-from hepx.collection import Collection
 from hepx.config import Settings
-from hepx.evaluate import HIGH_LEVEL, Splits, fit_trees, labels, observable_table
+from hepx.evaluate import Splits, fit_trees, labels, observable_table
 from hepx.faithfulness import likeness
-from hepx.graph import RAW_FEATURES, GraphBatch
+from hepx.graph import NODE_TYPES, GraphBatch
 from hepx.interventions import EVERYWHERE, regions_of
+from hepx.kinematics import HIGH_LEVEL
 from hepx.metrics import weighted_mean
 from hepx.models import predict
 from hepx.models.inputs import PT
+from hepx.models.tables import node_observables
 from hepx.progress import progress
 from hepx.results import Explanation, Provenance
 from hepx.results_closure import Closure, Fidelity, MeanAttribution, Ranking, Separation, Usage
@@ -228,7 +229,7 @@ def tree_game(fitted: Trees, subject: Subject, method: Shapley) -> Game:
         mixed = torch.where(coalitions(n)[..., None], own[:, None, None], donors[:, :, None])
         rest = not_nodes(events, own.double().numpy(), kinds)
         rows = mixed.shape[1] * mixed.shape[2]
-        table = node_observables(mixed.flatten(0, 2).double().numpy(), kinds, np.repeat(rest, rows, 0))
+        table = event_observables(mixed.flatten(0, 2).double().numpy(), kinds, np.repeat(rest, rows, 0))
         worth = torch.from_numpy(fitted.score(table)).reshape(mixed.shape[:3])
         values, pairs = (values_of(worth, of(n)).mean(1) for of in (shapley_weights, interaction_weights))
         found = {"values": scatter(values, slots, events), "interactions": scatter(pairs, slots, events)}
@@ -238,24 +239,13 @@ def tree_game(fitted: Trees, subject: Subject, method: Shapley) -> Game:
     return Game(**found)
 
 
-def node_observables(x: Array, kinds: Sequence[str], rest: Array) -> Array:
+def event_observables(x: Array, kinds: Sequence[str], rest: Array) -> Array:
     """Observables [R, 15] of events whose objects [R, P, F] are of these kinds, and of the jets beside them: `rest`
     [R, 2], their number and their sum of pt, GeV. NaN where an object is missing."""
-    of = {"jet": ("jet", "bjet"), "bjet": ("bjet",), "lepton": ("lepton",), "met": ("met",)}
-    objects = {name: _collection(x[:, [i for i, kind in enumerate(kinds) if kind in own]]) for name, own in of.items()}
-    if "met" not in kinds:
-        objects["met"] = objects["met"].with_fields(significance=np.full(len(x), np.nan))
-    found = kinematics.observables(objects)
-    found["n_jet"], found["ht"] = found["n_jet"] + rest[:, 0], found["ht"] + rest[:, 1]
-    return np.stack([found[name] for name in HIGH_LEVEL], 1)
-
-
-def _collection(x: Array) -> Collection:
-    """Objects [R, n, F] as flat columns, sorted by falling pt."""
-    order = np.argsort(-x[..., PT], axis=1, kind="stable")
-    flat = np.take_along_axis(x, order[..., None], 1).reshape(-1, x.shape[2])
-    fields = {name: flat[:, i] for i, name in enumerate(RAW_FEATURES)}
-    return Collection({**fields, "significance": fields["met_significance"]}, np.arange(len(x) + 1) * x.shape[1])
+    types = np.broadcast_to([NODE_TYPES.index(kind) for kind in kinds], x.shape[:2])
+    found = node_observables(x, np.ones(x.shape[:2], dtype=bool), types)
+    found[:, [HIGH_LEVEL.index(name) for name in ("n_jet", "ht")]] += rest
+    return found
 
 
 def not_nodes(events: GraphBatch, own: Array, kinds: Sequence[str]) -> Array:
@@ -277,12 +267,15 @@ def _replicas(graphs: GraphBatch) -> Array:
 
 
 def _fidelity(name: str, score: Array, other: Array, graphs: GraphBatch) -> Fidelity:
-    """R² = 1 − Σw(score − other)² / Σw(score − mean)², and its error."""
+    """R² = 1 − Σw(score − other)² / Σw(score − mean)², and its error; 0 for a score that does not vary."""
     draws = _replicas(graphs)
     total = draws.sum(1)
     mean, square = (draws @ score) / total, (draws @ score**2) / total
-    r2 = 1 - (draws @ (score - other) ** 2) / total / (square - mean**2)
-    return Fidelity(name, *_value_and_error(r2))
+    variance = square - mean**2
+    missed = np.divide(
+        draws @ (score - other) ** 2 / total, variance, out=np.full_like(mean, np.nan), where=variance > 0
+    )
+    return Fidelity(name, *_value_and_error(1 - missed))
 
 
 def _compare(kind: str, names: Sequence[str], one: Array, other: Array, null: Array, graphs: GraphBatch) -> _Compared:
@@ -304,18 +297,19 @@ def _compare(kind: str, names: Sequence[str], one: Array, other: Array, null: Ar
 
 def _value_and_error(replicas: Array) -> tuple[float, float]:
     """The first one, and the spread of the others; NaN becomes 0 ± 0: what does not vary is not alike."""
-    value, error = float(replicas[0]), float(np.nanstd(replicas[1:]))
-    return (value, error) if np.isfinite(value) else (0.0, 0.0)
+    value = float(replicas[0])
+    return (value, float(np.nanstd(replicas[1:]))) if np.isfinite(value) else (0.0, 0.0)
 
 
 def _shares(values: Array, draws: Array) -> Array:
-    """Mean |value| of each player over the sum of all [1 + R, P]; replicas are of events, and of the draws that all
-    events share."""
+    """Mean |value| of each player over the sum of all [1 + R, P], 0 where that is 0; replicas are of events, and of the
+    draws that all events share."""
     number = values.shape[1]
     counts = np.random.default_rng(1).multinomial(number, np.full(number, 1 / number), len(draws) - 1)
     counts = np.concatenate([np.ones((1, number)), counts]) / number
     mean = np.stack([w @ np.abs(np.tensordot(c, values, (0, 1))) for w, c in zip(draws, counts, strict=True)])
-    return np.asarray(mean / mean.sum(1, keepdims=True))
+    total = mean.sum(1, keepdims=True)
+    return np.divide(mean, total, out=np.zeros_like(mean), where=total != 0)
 
 
 def _inside_classes(values: Array, graphs: GraphBatch) -> Array:
@@ -343,7 +337,7 @@ def _ranking(kind: str, one: Array, other: Array, null: Array) -> Ranking:
 
     shuffled = np.random.default_rng(2).permuted(np.repeat(one[:1], 5 * REPLICAS, 0), axis=1)
     chance = float(np.percentile(rho(shuffled, other[:1]), 95))
-    return Ranking(kind, *_value_and_error(rho(one, other)), chance, float(rho(one[:1], null)[0]))
+    return Ranking(kind, *_value_and_error(rho(one, other)), chance, float(np.nan_to_num(rho(one[:1], null)[0])))
 
 
 # Mean attributions ------------------------------------------------------------------------------------------------

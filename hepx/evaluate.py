@@ -24,9 +24,10 @@ from hepx import files, metrics, random, trees
 from hepx.config import Settings
 from hepx.errors import DataError
 from hepx.events import EVENT_NUMBERS
-from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch
-from hepx.kinematics import OBSERVABLES
+from hepx.graph import GraphBatch
+from hepx.kinematics import HIGH_LEVEL
 from hepx.models import Model, predict
+from hepx.models.tables import node_table
 from hepx.results import EFFICIENCY, Measured
 from hepx.train import training_weights
 
@@ -34,7 +35,6 @@ Array = npt.NDArray[Any]
 REPLICAS = 200
 BOOTSTRAP_SEED = 0  # not the run's: the replicas are of the test events, and the same in every run on them
 SIGNAL = 1  # the class whose log-odds are the score; 0 is background
-HIGH_LEVEL = tuple(name for name in OBSERVABLES if name not in ("n_bjet", "n_lepton"))
 CHANNEL = "channel"  # stands for the channel number, which is part of the event id
 DECISION = ("accuracy", "precision", "recall", "f1")
 
@@ -106,7 +106,7 @@ def evaluate(model: Model, splits: Splits, settings: EvaluateSettings, seed: int
     measured = _measure(classifiers, groups, questions, len(splits.test), settings)
     described = [_describe(measured, k, questions[k]) for k in range(len(classifiers))]
     result = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": model.num_fitted,
         "events": len(splits.test),
         "background_uncertainty": settings.background_uncertainty,
         "min_background": settings.min_background,
@@ -440,10 +440,7 @@ def observable_table(graphs: GraphBatch) -> Array:
 
 
 def _node_table(graphs: GraphBatch) -> Array:
-    """Raw features of all nodes side by side, as far as their type defines them; absent objects are missing values."""
-    table = np.where(graphs.mask.numpy()[..., None], graphs.x.numpy(), np.nan)
-    defined = np.array([[name in DEFINED[kind] for name in RAW_FEATURES] for kind in graphs.layout.types])
-    return table[:, defined]
+    return node_table(graphs.x.numpy(), graphs.mask.numpy(), graphs.layout.types)
 
 
 def _score_table(graphs: GraphBatch, classifiers: list[Classifier]) -> pa.Table:

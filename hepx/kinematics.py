@@ -224,7 +224,9 @@ OBSERVABLES: dict[str, Observable] = {
     "n_bjet": Observable("", r"$N_{b-jet}$", ("bjet",), lambda e: e.bjets.counts),
     "n_lepton": Observable("", r"$N_{\ell}$", ("lepton",), lambda e: e.leptons.counts),
 }
-"""Every observable an event has; the first fifteen are the high-level inputs of the reference trees."""
+"""Every observable an event has."""
+HIGH_LEVEL = tuple(name for name in OBSERVABLES if name not in ("n_bjet", "n_lepton"))
+"""The fifteen that trees are given."""
 
 
 def observables(objects: Mapping[str, Collection]) -> dict[str, Float64]:

@@ -41,7 +41,7 @@ from hepx.influence.taxonomy import TaxonomySettings, TruthMet
 from hepx.influence.truth import true_met
 from hepx.insides import NULLS
 from hepx.metrics import probability
-from hepx.models import Model, build_model, predict
+from hepx.models import Model, build_model, predict, require_gradients
 from hepx.results import (
     Array,
     Explanation,
@@ -327,6 +327,7 @@ class Trained:
     def _task(self, query: GraphBatch, others: tuple[Path, ...] = (), cache: Path | None = None) -> Task:
         """The training of this run, asked about some events; what was frozen has learned nothing from any."""
         folder, model = self.run.folder / "checkpoints", self.run.model()
+        require_gradients(model, "scores of training events")
         freeze(model, self.settings.train.freeze, self.settings.train.trainable_layers)
         return Task(
             model=model,
@@ -443,9 +444,6 @@ def _method(name: str, settings: dict[str, Any]) -> Method:
 
 def _shuffled(model: Model, seed: int) -> Model:
     """A copy that has learned nothing but the size of its weights; how inputs are scaled stays."""
-    copy, generator = deepcopy(model), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in copy.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
+    copy = deepcopy(model)
+    copy.shuffle(torch.Generator().manual_seed(seed))
     return copy.eval()

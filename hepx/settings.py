@@ -19,7 +19,7 @@ from hepx.graph import GraphSettings, make_layout
 from hepx.insides import InsideSettings
 from hepx.models import MODELS, build_model
 from hepx.schemas import load_schema
-from hepx.train import TrainSettings
+from hepx.train import TrainSettings, refuse_settings
 
 if TYPE_CHECKING:
     AnyModel = Any
@@ -68,7 +68,8 @@ class RunSettings(Settings):
 
     def refuse_unknown(self) -> None:
         """ConfigError for a name that the converted events will not have: in an expression, in `evaluate.points`, as a
-        feature of the model, or in a method. It needs no events, so it can be asked before any work."""
+        feature of the model, or in a method; or for what the model cannot do: a number of classes, a setting of the
+        training, a method. It needs no events, so it can be asked before any work."""
         data, schema = self.data, load_schema(self.data.schema_name)
         of_file = {name: np.full(1, np.nan) for name in (*kinematics.OBSERVABLES, *schema.columns)}
         for name, text in data.regions.items():
@@ -83,10 +84,12 @@ class RunSettings(Settings):
                 raise ConfigError(f"evaluate.points: unknown observable '{name}'; {closest(name, [*of_file, CHANNEL])}")
         labels = [sample.label for sample in data.samples.values()]
         layout = make_layout(self.graph, list(data.samples), labels, extra_observables(schema, data))
-        build_model(self.model, layout, self.seed)
+        model = build_model(self.model, layout, self.seed)
+        refuse_settings(model, self.train)
         for number, method in enumerate(self.explain):
             try:
                 method.refuse_unknown(layout)
+                method.refuse_model(model)
             except ConfigError as error:
                 raise ConfigError(f"explain.{number}: {error}") from error
 

@@ -11,6 +11,7 @@ Machine Intelligence 2 (2020) 56, arXiv:1905.04610).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import factorial
 from typing import Any
@@ -48,15 +49,33 @@ class Trees:
         predict = getattr(self.estimator, "decision_function", self.estimator.predict)
         return np.asarray(predict(x[:, self.known]))
 
+    def staged_score(self, x: Array) -> Iterator[Array]:
+        """Log-odds of class 1 [B] after each tree."""
+        return iter(self.estimator.staged_decision_function(x[:, self.known]))
 
-def fit(train: Table, validation: Table, seed: int, learning_rate: float = 0.05) -> Trees:
-    """Trees that tell classes apart (y integer) or predict a number, as many as the validation loss asks for."""
+
+def fit(
+    train: Table,
+    validation: Table,
+    seed: int,
+    learning_rate: float = 0.05,
+    max_trees: int = 2000,
+    max_leaves: int = 31,
+    patience: int = PATIENCE,
+) -> Trees:
+    """Trees that tell classes apart (y integer) or predict a number, as many as the validation loss asks for: until it
+    has not become better for `patience` trees, which are kept."""
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor  # slow
 
     known = np.asarray(~np.isnan(train.x).all(axis=0))
     kind = HistGradientBoostingClassifier if np.issubdtype(train.y.dtype, np.integer) else HistGradientBoostingRegressor
     estimator = kind(
-        learning_rate=learning_rate, max_iter=2000, n_iter_no_change=PATIENCE, early_stopping=True, random_state=seed
+        learning_rate=learning_rate,
+        max_iter=max_trees,
+        max_leaf_nodes=max_leaves,
+        n_iter_no_change=patience,
+        early_stopping=True,
+        random_state=seed,
     )
     estimator.fit(
         train.x[:, known],
@@ -79,7 +98,7 @@ def shapley(trees: Trees, x: Array, donors: Array) -> Array:
         raise ValueError(f"{len(known)} columns; at most {MOST_COLUMNS}")
     rows, columns = np.concatenate([x, donors])[:, known], np.arange(len(known), dtype=np.uint32)
     found, (joins, leaves) = np.zeros((len(donors), len(x), len(known))), _shares(len(known))
-    for nodes in _nodes(trees.estimator):
+    for nodes in nodes_of(trees.estimator):
         broken = _broken(nodes, rows)
         mine, theirs = broken[None, : len(x)], broken[len(x) :, None]  # [1, B, leaves], [K, 1, leaves]
         value = nodes["value"][nodes["is_leaf"] == 1] * ((mine & theirs) == 0)
@@ -92,9 +111,14 @@ def shapley(trees: Trees, x: Array, donors: Array) -> Array:
     return whole
 
 
-def _nodes(estimator: Any) -> list[Array]:
+def nodes_of(estimator: Any) -> list[Array]:
     """The nodes of every tree as scikit-learn keeps them: a parent stands before its children, values are scaled."""
     return [tree.nodes for trees in estimator._predictors for tree in trees]
+
+
+def start_of(estimator: Any) -> float:
+    """What the trees predict before the first one."""
+    return float(np.asarray(estimator._baseline_prediction).item())
 
 
 def _broken(nodes: Array, rows: Array) -> Array:

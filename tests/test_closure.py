@@ -16,8 +16,9 @@ from hepx import closure, evaluate, metrics
 from hepx.attribution import Subject, background_events, event_table
 from hepx.attribution.shapley import Shapley
 from hepx.closure import ClosureSettings
-from hepx.evaluate import HIGH_LEVEL, Splits, fit_trees, observable_table
+from hepx.evaluate import Splits, fit_trees, observable_table
 from hepx.graph import GraphBatch
+from hepx.kinematics import HIGH_LEVEL
 from hepx.models import build_model
 from hepx.models.mlp import MLPSettings
 from hepx.planted import toy_graphs
@@ -37,7 +38,7 @@ def planted(num: int, seed: int) -> GraphBatch:
     for present in np.unique(graphs.mask.numpy(), axis=0):
         chosen = (graphs.mask.numpy() == present).all(1)
         here = np.flatnonzero(present)
-        table = closure.node_observables(own[chosen][:, here], [kinds[i] for i in here], np.zeros((chosen.sum(), 2)))
+        table = closure.event_observables(own[chosen][:, here], [kinds[i] for i in here], np.zeros((chosen.sum(), 2)))
         for name, column in zip(HIGH_LEVEL, table.T, strict=True):
             observables[torch.from_numpy(chosen), graphs.layout.observable_index(name)] = torch.from_numpy(column)
     mbb = observables[:, graphs.layout.observable_index("mbb")]
@@ -73,11 +74,11 @@ def test_observables_of_nodes_are_those_of_the_events() -> None:
     full.observables[:, n_jet] += 1
     rest = closure.not_nodes(full, own, kinds)
     np.testing.assert_allclose(rest, np.broadcast_to([1.0, 40.0], rest.shape), atol=1e-4)
-    found = closure.node_observables(own, kinds, rest)
+    found = closure.event_observables(own, kinds, rest)
     np.testing.assert_allclose(found, observable_table(full), rtol=1e-6)
-    alone = closure.node_observables(own, kinds, 0 * rest)
+    alone = closure.event_observables(own, kinds, 0 * rest)
     assert (alone[:, HIGH_LEVEL.index("ht")] < observable_table(full)[:, HIGH_LEVEL.index("ht")] - 30).all()
-    swapped = closure.node_observables(own[:, [1, 0, *range(2, own.shape[1])]], kinds, rest)
+    swapped = closure.event_observables(own[:, [1, 0, *range(2, own.shape[1])]], kinds, rest)
     np.testing.assert_allclose(swapped, found, rtol=1e-6)  # b1 is the harder one, wherever it stands
 
 

@@ -17,14 +17,14 @@ from hepx.influence.gradients import Sketch, full, gradients, margins, taped
 from hepx.models import MODELS, Model, build_model
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"name": name} for name in MODELS},
+    **{name: {"name": name} for name, (_, model) in MODELS.items() if model.differentiable},
     "post_norm": {"name": "moe_graph_transformer", "norm": "post", "pair_values": True, "pooling": "class"},
     "soft": {"name": "moe_graph_transformer", "gates": "soft", "pooling": "mean", "type_embedding": False},
     "shared": {"name": "moe_graph_transformer", "shared_experts": True, "learned_noise": True},
     "grouped": {"name": "moe_graph_transformer", "num_experts": 16, "expert_dim": 4, "gates": "margin"},
     "code": {"name": "paper_mgt", "shared_experts": True, "laplacian_pe": "fixed", "attention_scores": "qv"},
 }
-"""Every model of the registry, and the settings that change what is computed."""
+"""Every model of the registry that has gradients, and the settings that change what is computed."""
 
 
 def make(variant: str, graphs: GraphBatch) -> Model:

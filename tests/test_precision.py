@@ -21,12 +21,11 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
 
-@pytest.mark.parametrize(
-    "settings", [*(make() for make, _ in MODELS.values())], ids=sorted(MODELS, key=list(MODELS).index)
-)
-def test_inputs_and_router_stay_exact_under_autocast(settings: object, toys: GraphBatch) -> None:
-    """ln m² of light pairs would lose all its digits in 16 bit: the inputs are the same bits with and without."""
-    model = build_model(settings, toys.layout, 1).eval()
+@pytest.mark.parametrize("name", [name for name, (_, model) in MODELS.items() if model.differentiable])
+def test_inputs_and_router_stay_exact_under_autocast(name: str, toys: GraphBatch) -> None:
+    """ln m² of light pairs would lose all its digits in 16 bit: the inputs are the same bits with and without. (Trees
+    have no product that could be made in 16 bit.)"""
+    model = build_model(MODELS[name][0](), toys.layout, 1).eval()
     model.inputs.fit(toys, toys.weight)
     exact = model(toys.x, toys.mask, toys.node_type)
     plain = model.inputs.nodes(toys.x, toys.mask, toys.node_type)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hepx.config import Settings
 from hepx.graph import RAW_FEATURES, GraphBatch, Layout
-from hepx.models import Model, log_odds
+from hepx.models import Model, log_odds, require_gradients
 from hepx.results import Array, EventResult, EventTable, Provenance, Result
 
 ROWS_PER_PASS = 4096  # rows of the network per forward pass: more is slower (the cache), and bounds the memory
@@ -50,10 +50,11 @@ class Method(Settings, ABC):
     per_event: the result is an EventResult and says of each event what does not depend on the other events (on a CPU
     bit by bit; with 16 experts or more, which then sort the nodes of the batch, up to rounding); it can be worked out
     in blocks of events (`hepx.attribution.blocks`), by several jobs at once. A method that is random draws per event,
-    with `hepx.random`. Other methods see all events in one call.
+    with `hepx.random`. Other methods see all events in one call. needs_gradients: of the model.
     """
 
     per_event: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False
     events: int = Field(default=1000, ge=1)
     variation: str = ""
 
@@ -67,6 +68,11 @@ class Method(Settings, ABC):
 
     def refuse_unknown(self, layout: Layout) -> None:
         """ConfigError if the settings name what such graphs do not have; asked before there is anything to explain."""
+
+    def refuse_model(self, model: Model) -> None:
+        """ConfigError if the method needs gradients that the model does not have."""
+        if self.needs_gradients:
+            require_gradients(model, f"method '{self.name}'")
 
     @property
     def name(self) -> str:

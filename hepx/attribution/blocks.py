@@ -45,7 +45,9 @@ class Shard:
 
 
 def explain(method: Method, subject: Subject, provenance: Provenance) -> Result:
-    """The whole result of a method, in memory; ResultError if it fails its own check."""
+    """The whole result of a method, in memory; ResultError if it fails its own check, ConfigError for a model it cannot
+    explain."""
+    method.refuse_model(subject.model)
     if not method.per_event:
         return method.explain(subject, provenance)
     parts = [_explain(method, one, provenance) for one in _blocks(subject)]

@@ -8,7 +8,7 @@ no sign and is no share of the score: its unit is that of the mask, 0 to 1.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # of Adam
 class GNNExplainer(Method):
     """`restarts` masks per event, each found in `epochs` steps of Adam with step size `lr`."""
 
+    needs_gradients: ClassVar[bool] = True
     method: Literal["gnn_explainer"] = "gnn_explainer"
     restarts: int = Field(default=16, ge=2)
     epochs: int = Field(default=100, ge=1)

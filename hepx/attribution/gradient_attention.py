@@ -6,7 +6,7 @@ layers and heads, both directions. Sizes do not add up to the score, so there is
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ from hepx.results import Array, PairExplanation, Provenance
 class GradientAttention(Method):
     """One gradient per event."""
 
+    needs_gradients: ClassVar[bool] = True
     method: Literal["gradient_attention"] = "gradient_attention"
     events: int = Field(default=500, ge=1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,6 +36,7 @@ class PathMethod(Referenced):
     the score jumps where two experts are exchanged, and no gradient sees a jump.
     """
 
+    needs_gradients: ClassVar[bool] = True
     baseline: Literal["background", "process", "conditional", "mean", "zero"] = "background"
     routing: Literal["fixed", "free"] = "fixed"
     events: int = Field(default=500, ge=1)

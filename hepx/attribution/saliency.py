@@ -6,7 +6,7 @@ there is no completeness error; beside it stands the same for the untrained mode
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from hepx.results import Array, Explanation, Provenance
 class Saliency(Method):
     """|∂score/∂feature| times the spread of the feature among the baseline events."""
 
+    needs_gradients: ClassVar[bool] = True
     method: Literal["saliency"] = "saliency"
     events: int = Field(default=500, ge=1)
 

@@ -6,7 +6,7 @@ belongs to the event (captum's comes from a global state, so that a result would
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class SmoothGrad(Method):
     noise: standard deviation of the noise in units of the spread of the feature among the baseline events.
     """
 
+    needs_gradients: ClassVar[bool] = True
     method: Literal["smooth_grad"] = "smooth_grad"
     draws: int = Field(default=16, ge=2)
     noise: float = Field(default=0.1, gt=0)

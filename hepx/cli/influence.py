@@ -120,9 +120,11 @@ def _influence_planted(mechanisms: list[str] | None, settings: ValidateSettings,
 def _influence_run(path: Path, settings: ValidateSettings, output: Path | None, workers: int, own_model: bool) -> None:
     from hepx.influence.studies import run_study, stand_in
     from hepx.influence.validate import lines, validate
+    from hepx.models import require_gradients
     from hepx.notebook import open_run
 
     run = open_run(path).run
+    require_gradients(run.model(), "hepx influence validate")
     folder, data = output or run.folder / "influence", run.store()
     if data.layout.num_classes != 2:
         raise ConfigError("hepx influence validate needs two classes: a wrong label is the other one.")

@@ -8,7 +8,8 @@ import torch
 
 from hepx.config import Settings
 from hepx.graph import Layout
-from hepx.models.base import Model, Output, Trace, batches, log_odds, predict
+from hepx.models.base import Model, Output, Trace, batches, log_odds, predict, require_gradients
+from hepx.models.boosted_trees import BoostedTrees, BoostedTreesSettings
 from hepx.models.deepsets import DeepSets, DeepSetsSettings
 from hepx.models.flaws import flaws, symmetries
 from hepx.models.gcn import GCN, GCNSettings
@@ -17,7 +18,19 @@ from hepx.models.mlp import MLP, MLPSettings
 from hepx.models.paper import PaperMGT, PaperMGTSettings
 from hepx.models.particle_transformer import ParticleTransformer, ParticleTransformerSettings
 
-__all__ = ["MODELS", "Model", "Output", "Trace", "batches", "build_model", "flaws", "log_odds", "predict", "symmetries"]
+__all__ = [
+    "MODELS",
+    "Model",
+    "Output",
+    "Trace",
+    "batches",
+    "build_model",
+    "flaws",
+    "log_odds",
+    "predict",
+    "require_gradients",
+    "symmetries",
+]
 
 MODELS: dict[str, tuple[type[Settings], type[Any]]] = {
     "moe_graph_transformer": (MoEGraphTransformerSettings, GraphTransformer),
@@ -27,6 +40,7 @@ MODELS: dict[str, tuple[type[Settings], type[Any]]] = {
     "gcn": (GCNSettings, GCN),
     "deepsets": (DeepSetsSettings, DeepSets),
     "mlp": (MLPSettings, MLP),
+    "boosted_trees": (BoostedTreesSettings, BoostedTrees),
 }
 """Name in the config -> (settings, model class)."""
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from hepx.config import Settings
+from hepx.errors import ConfigError
 from hepx.graph import GraphBatch
 from hepx.models.inputs import Inputs
 
@@ -55,9 +56,30 @@ class InputSettings(Settings):
 
 
 class Model(nn.Module, ABC):
-    """Base of all models. A model is a pure function of its arguments: no noise, no state, unless `noise` is given."""
+    """Base of all models. A model is a pure function of its arguments: no noise, no state, unless `noise` is given.
 
+    differentiable: its score has a gradient, in its inputs and its parameters.
+    """
+
+    differentiable: ClassVar[bool] = True
     inputs: Inputs
+
+    @property
+    def knows_places(self) -> bool:
+        """Whether it knows objects by the slots they stand in."""
+        return False
+
+    @property
+    def num_fitted(self) -> int:
+        """How many numbers a training sets: the parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.no_grad()
+    def shuffle(self, generator: torch.Generator) -> None:
+        """Exchange the entries of each tensor of weights: nothing but their size is left of what was learned."""
+        for parameter in self.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].reshape(parameter.shape))
 
     @abstractmethod
     def forward(
@@ -111,6 +133,16 @@ class Model(nn.Module, ABC):
         """
         del x, mask, node_type
         return ()
+
+
+def require_gradients(model: Model, what: str) -> None:
+    """ConfigError where `what` needs gradients and the model has none."""
+    if not model.differentiable:
+        raise ConfigError(
+            f"{what}: expected a model with gradients, got {type(model).__name__}, whose score moves in steps. Use "
+            "shapley, feature_groups, owen, occlusion, permutation_importance or response, which need none, or another "
+            "model.name."
+        )
 
 
 def log_odds(logits: Float[Tensor, "*B C"], target: int) -> Float[Tensor, "*B"]:

@@ -14,7 +14,6 @@ from hepx.models.base import Model, predict
 from hepx.models.gcn import GCN
 from hepx.models.inputs import reflect, turned
 from hepx.models.layers import MixtureOfExperts, SelfAttention
-from hepx.models.mlp import MLP
 
 COUPLED = (
     1e-5  # share of the gradient's norm; float32 rounding of a vanishing gradient stays below, a real one far above
@@ -122,10 +121,10 @@ def _noise_of_a_batch(model: Model) -> list[str]:
 
 
 def _order(model: Model, graphs: GraphBatch) -> list[str]:
-    """Swap two objects of one type; an MLP knows objects by their places, and is not asked."""
+    """Swap two objects of one type; a model that knows objects by their places is not asked."""
     types = graphs.layout.types
     twins = next(((i, j) for j in range(len(types)) for i in range(j) if types[i] == types[j]), None)
-    if twins is None or isinstance(model, MLP):
+    if twins is None or model.knows_places:
         return []
     order = list(range(len(types)))
     order[twins[0]], order[twins[1]] = twins[1], twins[0]

@@ -36,6 +36,11 @@ class MLP(Model):
             width = settings.hidden_dim
         self.net = nn.Sequential(*layers, nn.Linear(width, num_classes))
 
+    @property
+    def knows_places(self) -> bool:
+        """See `Model`."""
+        return True
+
     def forward(
         self,
         x: Float[Tensor, "B N F"],

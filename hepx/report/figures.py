@@ -78,7 +78,8 @@ FIGURES: dict[str, Figure] = {
     "history": Figure(
         "Training history",
         "Cross entropy of the training and validation events and weighted AUC of the validation events after every "
-        "epoch; both classes have equal total weight. The star marks the epoch whose weights are kept. Where experts "
+        "epoch; both classes have equal total weight. The star marks the epoch whose weights are kept. Boosted trees "
+        "have a point per tree and are all kept: they grow until the validation loss stops falling. Where experts "
         "exist, the balance loss says how evenly they are used (1: all alike).",
         ("history",),
         figures_performance.history,

@@ -18,13 +18,14 @@ REFERENCE_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
 
 
 def history(saved: Saved) -> dict[str, Canvas]:
-    """Losses and validation AUC against the epoch."""
+    """Losses and validation AUC against the epoch, or against the number of trees, all of which are kept."""
     table = saved.history
     assert table is not None
+    of_trees = saved.metrics["model"] == "boosted_trees"
     balanced = "balance_loss" in table.columns and bool(np.any(table.array("balance_loss") != 0))
     figure = style.canvas(style.WIDTH, 3.4)
     panels = figure.subplots(1, 3 if balanced else 2)
-    best = int(np.argmax(table.array("validation_auc")))
+    kept = len(table.rows) - 1 if of_trees else int(np.argmax(table.array("validation_auc")))
     _curve(panels[0], table, "loss", "training", "#0072b2", "-")
     _curve(panels[0], table, "validation_loss", "validation", "#d55e00", "--")
     panels[0].set_ylabel("Cross entropy")
@@ -32,7 +33,7 @@ def history(saved: Saved) -> dict[str, Canvas]:
     _curve(panels[1], table, "validation_auc", "validation", "#d55e00", "--")
     panels[1].set_ylabel("Validation AUC")
     panels[1].plot(
-        table.array("epoch")[best], table.array("validation_auc")[best], "*", color="black", ms=13, label="kept", ls=""
+        table.array("epoch")[kept], table.array("validation_auc")[kept], "*", color="black", ms=13, label="kept", ls=""
     )
     panels[1].legend(loc="lower right")
     if balanced:
@@ -40,7 +41,7 @@ def history(saved: Saved) -> dict[str, Canvas]:
         panels[2].axhline(1, color="grey", lw=1, ls=":")
         panels[2].set_ylabel("Balance loss (1: even)")
     for axes in panels:
-        axes.set_xlabel("Epoch")
+        axes.set_xlabel("Trees" if of_trees else "Epoch")
         axes.margins(0.05, 0.12)
         style.integer_ticks(axes)
     style.stamp(figure, saved)

@@ -12,15 +12,12 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,9 +25,11 @@ from hepx import files, metrics, signals
 from hepx.errors import ConfigError, ResultError
 from hepx.graph import GraphBatch
 from hepx.models import Model, Output, Trace, predict
+from hepx.models.boosted_trees import BoostedTrees
 from hepx.models.inputs import reflect
 from hepx.models.layers import MixtureOfExperts
 from hepx.progress import Advance, progress
+from hepx.train.boosting import grow_trees
 from hepx.train.events import Batch, Events, Feed, InMemory, at_most, parts
 from hepx.train.finetune import freeze
 from hepx.train.losses import (
@@ -43,24 +42,12 @@ from hepx.train.losses import (
     update_selection_bias,
     z_loss,
 )
+from hepx.train.outcome import Epoch, Report, Track, load_weights, open_folder, save_weights, untracked
 from hepx.train.ranks import ALONE, Ranks
 from hepx.train.settings import TrainSettings
 from hepx.train.snapshots import FOLDER, kept_epochs, write_snapshot
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the history."""
-
-    epoch: int
-    loss: float
-    balance_loss: float
-    z_loss: float
-    validation_loss: float
-    validation_auc: float
-    lr: float
 
 
 def step_seed(seed: int, step: int, *more: int) -> int:
@@ -235,19 +222,6 @@ class _Fit:
         self.history = [Epoch(**values) for values in state["history"]]
 
 
-Report = Callable[[Sequence[Epoch]], None]
-Track = Callable[[int], AbstractContextManager[Report]]
-
-
-def _no_report(history: Sequence[Epoch]) -> None:
-    del history
-
-
-def _untracked(num_known: int) -> AbstractContextManager[Report]:
-    del num_known
-    return nullcontext(_no_report)
-
-
 def fit(
     model: Model,
     train: GraphBatch | Events,
@@ -257,7 +231,7 @@ def fit(
     folder: Path,
     ranks: Ranks = ALONE,
     source: Path | None = None,
-    track: Track = _untracked,
+    track: Track = untracked,
 ) -> list[Epoch]:
     """Train `model` in place and leave it with its best weights; returns the history.
 
@@ -266,11 +240,15 @@ def fit(
     (up to rounding and dropout then). A signal that `signals.raised` listens to ends it after the step at hand, with
     the state saved. With several `ranks` every process calls this and the first one writes. `source`: the checkpoint
     folder of a training to go on from, with its standardisation. `track` is told the number of epochs known already and
-    gives, while its context lasts, what is called with the history after every epoch.
+    gives, while its context lasts, what is called with the history after every epoch. Boosted trees are grown at once
+    (`hepx.train.boosting`).
     """
     train, validation = (InMemory(one) if isinstance(one, GraphBatch) else one for one in (train, validation))
     device = next(model.parameters()).device
     scale = class_scale(parts(train), settings.weights)
+    if isinstance(model, BoostedTrees):
+        few = at_most(validation, settings.validation_events)
+        return grow_trees(model, train, few, scale, settings, seed, folder, ranks, track)
     feed = Feed(train, scale, settings, seed, device, ranks)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if source is None:
@@ -282,7 +260,7 @@ def fit(
             freeze(model, settings.freeze, settings.trainable_layers)
         state = _Fit(model, feed, at_most(validation, settings.validation_events))
         _start(state, folder)
-        with (track if ranks.is_first else _untracked)(len(state.history)) as report:
+        with (track if ranks.is_first else untracked)(len(state.history)) as report:
             _epochs(state, folder, report)
     load_weights(model, folder)
     return state.history
@@ -291,9 +269,7 @@ def fit(
 def _start(state: _Fit, folder: Path) -> None:
     """Go on from the saved state if there is one; all processes begin alike."""
     if state.ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in [*folder.glob(".*"), *(folder / FOLDER).glob(".*")]:
-            path.unlink()  # half files of a killed process
+        open_folder(folder)
     if state.ranks.from_first((folder / "last.pt").exists()):
         _go_on(state, torch.load(folder / "last.pt", weights_only=True, map_location="cpu"))
     if state.ranks.is_first and not (state.settings.snapshots and state.history):
@@ -334,8 +310,8 @@ def _steps(state: _Fit, folder: Path, advance: Advance, stop: Callable[[], bool]
             saved, since = state.step, time.monotonic()
         if stopped:
             return False
-    if state.finish_epoch():
-        _save_weights(state, folder)
+    if state.finish_epoch() and state.ranks.is_first:
+        save_weights(state.kept, folder)
     log.debug("%s", state.history[-1])
     report(state.history)
     _save_snapshot(state, folder)
@@ -347,13 +323,6 @@ def _save(state: _Fit, folder: Path) -> None:
     if state.ranks.is_first:
         with files.atomic(folder / "last.pt") as temporary:
             torch.save(state.state(), temporary)
-
-
-def _save_weights(state: _Fit, folder: Path) -> None:
-    if state.ranks.is_first:
-        weights = {name: tensor.contiguous() for name, tensor in state.kept.state_dict().items()}
-        with files.atomic(folder / "best.safetensors") as temporary:
-            save_file(weights, temporary)
 
 
 def _save_snapshot(state: _Fit, folder: Path) -> None:
@@ -371,13 +340,3 @@ def _stopped(history: list[Epoch], patience: int) -> bool:
         return False
     best = max(range(len(history)), key=lambda i: history[i].validation_auc)
     return len(history) - 1 - best >= patience
-
-
-def load_weights(model: Model, folder: Path) -> None:
-    """Load the best weights of a training; ResultError if there are none."""
-    path = folder / "best.safetensors"
-    if not path.exists():
-        raise ResultError(f"'{folder}' holds no trained weights (best.safetensors). Run `hepx train` first.")
-    with files.reading(path):
-        weights = load_file(path)
-    model.load_state_dict(weights)

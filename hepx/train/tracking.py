@@ -19,7 +19,7 @@ from typing import Any
 
 from hepx import files
 from hepx.errors import ConfigError
-from hepx.train.loop import Epoch
+from hepx.train.outcome import Epoch
 
 
 def write_history(folder: Path, history: Sequence[Epoch]) -> None:
