@@ -83,6 +83,11 @@ def test_scores_are_those_of_scikit_learn(inputs: Inputs, splits: Splits, tmp_pa
     assert model.num_fitted == sum(len(nodes) for nodes in trees.nodes_of(fitted.estimator))
     other.threshold[0, 0] += 20
     assert np.abs(predict(other, splits.test).numpy() - expected).max() > 1e-3
+    anew = model.grow(
+        table_of(model, train[:300]), table_of(model, splits.validation), 1
+    )  # nothing is left of the first
+    assert model.num_fitted == sum(len(nodes) for nodes in trees.nodes_of(anew.estimator)) < other.num_fitted
+    np.testing.assert_allclose(predict(model, splits.test).numpy(), anew.score(table), atol=1e-9)
 
 
 def test_missing_objects_go_the_way_that_was_learned(splits: Splits) -> None:
@@ -151,14 +156,14 @@ def test_finished_training_is_left_alone_and_a_stopped_one_starts_again(
     real = trees.fit
 
     def stop(*args: Any) -> Any:
-        raise KeyboardInterrupt
+        raise InterruptedError("stopped")
 
     monkeypatch.setattr(trees, "fit", stop)
     again = train()
     assert torch.equal(again[0], score)
     assert again[1] == history
     (tmp_path / "last.pt").unlink()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         train()
     (tmp_path / ".half").write_text("")
     monkeypatch.setattr(trees, "fit", real)

@@ -283,10 +283,18 @@ def test_torchrun_variables_that_are_missing_are_named(monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_torchrun_runs_the_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["train.epochs=2", "model.dim=16", "model.expert_dim=8", "model.dropout=0"],
+        ["model={name: boosted_trees, max_trees: 20}", "explain=[]"],
+    ],
+    ids=["network", "trees"],
+)
+def test_torchrun_runs_the_command_line(model: list[str], tmp_path: Path) -> None:
     """Converted once, trained by two processes, evaluated once; the loss curve is that of one process."""
     config = ROOT / "configs" / "quickstart.yaml"
-    changes = ["train.epochs=2", "model.dim=16", "model.expert_dim=8", "model.dropout=0", "evaluate.trees=false"]
+    changes = [*model, "evaluate.trees=false"]
     launch = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
     curve = {}
     for name, launcher in launch.items():

@@ -8,7 +8,7 @@ observables follow. The score moves in steps, so it has no gradient.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -73,15 +73,23 @@ class BoostedTrees(Model):
             )
         self.settings, self.types = settings, layout.types
         self.inputs = Inputs(layout, (), ())
-        num_columns = len(HIGH_LEVEL) if settings.inputs == "observables" else sum(len(DEFINED[t]) for t in self.types)
-        shape = (settings.max_trees, 2 * settings.max_leaves - 1)
+        every = sum(len(DEFINED[kind]) for kind in self.types)
+        self.num_columns = len(HIGH_LEVEL) if settings.inputs == "observables" else every
         self.start = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
-        self.register_buffer("child", torch.arange(shape[1], dtype=torch.int16).expand(shape).clone())
-        self.register_buffer("column", torch.full(shape, 2 * num_columns, dtype=torch.int16))
-        self.register_buffer("threshold", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("value", torch.zeros(shape, dtype=torch.float64))
+        for name, nodes in self._no_trees().items():
+            self.register_buffer(name, nodes)
         self.register_buffer("num_trees", torch.zeros((), dtype=torch.int64))
         self.register_buffer("depth", torch.zeros((), dtype=torch.int64))
+
+    def _no_trees(self) -> dict[str, Tensor]:
+        """Nodes that are leaves of value 0."""
+        shape = (self.settings.max_trees, 2 * self.settings.max_leaves - 1)
+        return {
+            "child": torch.arange(shape[1], dtype=torch.int16).expand(shape).clone(),
+            "column": torch.full(shape, 2 * self.num_columns, dtype=torch.int16),
+            "threshold": torch.zeros(shape, dtype=torch.float64),
+            "value": torch.zeros(shape, dtype=torch.float64),
+        }
 
     @property
     def knows_places(self) -> bool:
@@ -125,22 +133,21 @@ class BoostedTrees(Model):
         fitted = trees.fit(
             train, validation, seed, chosen.learning_rate, chosen.max_trees, chosen.max_leaves, chosen.patience
         )
-        self._take(fitted, train.x.shape[1])
+        self._take(fitted)
         return fitted
 
     @torch.no_grad()
-    def _take(self, fitted: trees.Trees, num_columns: int) -> None:
+    def _take(self, fitted: trees.Trees) -> None:
         """Put fitted trees into the buffers."""
         whole, known = trees.nodes_of(fitted.estimator), np.flatnonzero(fitted.known)
-        names = ("child", "column", "threshold", "value")
-        arrays: dict[str, Any] = {name: getattr(self, name).cpu().numpy().copy() for name in names}
+        arrays = {name: nodes.numpy() for name, nodes in self._no_trees().items()}
         for number, nodes in enumerate(whole):
             inner, place = np.flatnonzero(nodes["is_leaf"] == 0), np.arange(len(nodes))
             for i, parent in enumerate(inner):  # a parent stands before its children, which get places side by side
                 place[[nodes["left"][parent], nodes["right"][parent]]] = 2 * i + 1, 2 * i + 2
             split, to = nodes[inner], place[inner]
             arrays["child"][number, to] = place[split["left"]]
-            arrays["column"][number, to] = known[split["feature_idx"]] + num_columns * split["missing_go_to_left"]
+            arrays["column"][number, to] = known[split["feature_idx"]] + self.num_columns * split["missing_go_to_left"]
             arrays["threshold"][number, to] = split["num_threshold"]
             arrays["value"][number, place] = nodes["value"]
         for name, array in arrays.items():
