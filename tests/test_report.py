@@ -1025,11 +1025,12 @@ def test_displayed_events_are_what_the_text_says(saved: Saved) -> None:
 
 
 def test_difference_within_two_errors_is_no_difference(saved: Saved) -> None:
-    def words(difference: float) -> str:
-        changed = {**saved.metrics["references"][0], "difference": {"auc": {"value": difference, "error": 0.002}}}
+    def words(difference: float, error: float = 0.002) -> str:
+        changed = {**saved.metrics["references"][0], "difference": {"auc": {"value": difference, "error": error}}}
         return str(page.summary(replace(saved, metrics={**saved.metrics, "references": [changed]}))[0][1])
 
     assert "not distinguishable from trees" in words(0.0039)
+    assert "not distinguishable from trees" in words(0.0, 0.0)
     assert "better by 0.0041 ± 0.0020 than trees" in words(0.0041)
     assert "worse by 0.0041 ± 0.0020 than trees" in words(-0.0041)
 

@@ -110,7 +110,7 @@ def _separation(saved: Saved) -> Markup:
 def _difference(reference: dict[str, Any]) -> str:
     """What the paired difference allows to say."""
     value, error = (reference["difference"]["auc"][key] for key in ("value", "error"))
-    if abs(value) < SIGNIFICANT * error:
+    if abs(value) <= SIGNIFICANT * error:  # of a classifier that is the reference itself both are 0
         return "not distinguishable from"
     return f"{'better' if value > 0 else 'worse'} by {plus_minus(abs(value), error)} than"
 
