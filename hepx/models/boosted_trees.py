@@ -36,8 +36,10 @@ class BoostedTreesSettings(Settings):
     features of the nodes side by side. Trees are added, each of at most `max_leaves` leaves and shrunk by
     `learning_rate`, until the validation loss has not become better for `patience` of them, or there are `max_trees`.
 
-    Of the settings of the training only weights, validation_events and track have a meaning here. Trees take no
-    negative weights: they are grown with |w|, both classes of equal total.
+    Of the settings of the training only weights, validation_events and track have a meaning here; others that are set
+    are named in the log, or refused (from, snapshots, node_dropout). Whatever `keep` says, the table of the training
+    events, 8 bytes per number, is in memory. Trees take no negative weights: they are grown with |w|, both classes of
+    equal total.
     """
 
     name: Literal["boosted_trees"] = "boosted_trees"
