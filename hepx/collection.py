@@ -14,9 +14,6 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import numpy.typing as npt
-import vector
-
-vector.register_awkward()
 
 Array = npt.NDArray[Any]
 
@@ -141,6 +138,9 @@ class Collection:
 
     def momenta(self) -> ak.Array:
         """The objects as awkward momenta [B, var] of `vector`; nothing is copied."""
+        import vector  # slow: it imports sympy
+
+        vector.register_awkward()
         contents = [ak.contents.NumpyArray(values) for values in self.fields.values()]
         record = ak.contents.RecordArray(contents, list(self.fields), parameters={"__record__": "Momentum4D"})
         return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(self.offsets), record))

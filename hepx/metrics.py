@@ -341,6 +341,13 @@ def _ratio_interval(one: Share, other: Share) -> tuple[float, float]:
     return max(0.0, bound(one.low, other.high, -1)), bound(one.high, other.low, 1)
 
 
+def ranks(values: Array) -> Array:
+    """Ranks along the first axis, from 1; equal values get the mean of theirs."""
+    from scipy.stats import rankdata  # slow
+
+    return np.asarray(rankdata(values, axis=0))
+
+
 def weighted_mean(values: Array, weight: Array) -> tuple[float, float]:
     """Weighted mean and its standard error √Σw²(v−mean)² / |Σw|; negative weights keep their sign in the mean."""
     total = weight.sum()

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 from torch import Tensor
 
+from hepx import metrics
 from hepx.graph import GraphBatch
 from hepx.models.inputs import pair_kinematics
 
@@ -126,7 +126,7 @@ def correlations(attention: Float[Tensor, "B L H N N"], graphs: GraphBatch) -> t
 def _rank_correlation(a: Array, b: Array, weight: Array) -> Array:
     """Weighted correlation [m, n] of the ranks of columns [B, m] with the ranks of columns [B, n]; 0 for a constant."""
     w = weight / weight.sum()
-    ranks = [rankdata(values, axis=0) for values in (a, b)]
+    ranks = [metrics.ranks(values) for values in (a, b)]
     ranks = [values - w @ values for values in ranks]
     covariance = (ranks[0] * w[:, None]).T @ ranks[1]
     spread = [np.sqrt(np.maximum(w @ values**2, 0.0)) for values in ranks]

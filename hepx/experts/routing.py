@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 from torch import Tensor
 
 from hepx.experts.information import INTERVAL, Stratum, information, replicas
@@ -200,7 +200,7 @@ def null_limit(values: Sequence[float]) -> float:
     0.044
     """
     number = len(values)
-    quantile = student_t.ppf(1 - CHANCE, number - 1)
+    quantile = stdtrit(number - 1, 1 - CHANCE)
     return float(np.mean(values) + quantile * np.std(values, ddof=1) * np.sqrt(1 + 1 / number))
 
 

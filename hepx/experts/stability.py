@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hepx.experts.information import mutual_information
@@ -89,5 +88,7 @@ def normalised_information(table: Array) -> float:
 
 def matched_agreement(table: Array) -> float:
     """Share of the nodes that go to the same expert under the best renaming (Hungarian method)."""
+    from scipy.optimize import linear_sum_assignment  # slow
+
     rows, columns = linear_sum_assignment(table, maximize=True)
     return float(table[rows, columns].sum() / table.sum())

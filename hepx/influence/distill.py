@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, t
+from scipy.special import ndtr, stdtrit
 
 from hepx import files, metrics
 from hepx.evaluate import SIGNAL
@@ -119,7 +119,7 @@ def few(number: int) -> float:
     >>> round(few(3), 2), round(few(1000), 2)
     (2.26, 1.0)
     """
-    return float(t.ppf(norm.cdf(SIGMAS), number - 1) / SIGMAS)
+    return float(stdtrit(number - 1, ndtr(SIGMAS)) / SIGMAS)
 
 
 def word(found: Gain) -> str:
@@ -214,7 +214,7 @@ def _claims(scored: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _of_claims(claims: Sequence[str], scored: Sequence[Mapping[str, Any]]) -> str:
     num = len(scored)
-    by_chance = num * float(norm.sf(SIGMAS))
+    by_chance = num * float(ndtr(-SIGMAS))
     better = sum(row["versus"]["random"]["word"] == "better" for row in scored)
     seen = f"{better} of {num} comparisons exceed +{SIGMAS:g} σ; {by_chance:.1f} would by chance"
     if claims:

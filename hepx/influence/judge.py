@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, rankdata, t
+from scipy.special import ndtri, stdtr
 
 from hepx import metrics
 
@@ -16,7 +16,7 @@ REPLICAS = 200
 def rank_correlation(a: Array, b: Array) -> Array:
     """Spearman's correlation of the columns of two tables [S, Q] over their rows; 0 where one is constant: a constant
     predicts nothing."""
-    ranks = [rankdata(table, axis=0) for table in (a, b)]
+    ranks = [metrics.ranks(table) for table in (a, b)]
     first, second = (table - table.mean(0) for table in ranks)
     norm = np.sqrt((first**2).sum(0) * (second**2).sum(0))
     return np.divide((first * second).sum(0), norm, out=np.zeros_like(norm), where=norm > 0)
@@ -65,7 +65,7 @@ def precision_at(hidden: Bools, score: Array, number: int) -> float:
 
 def reciprocal_rank(influence: Array, wanted: npt.NDArray[np.int64]) -> Array:
     """1 / rank [Q] of one wanted training event per query among all [B, Q], in falling order; of ties the mean rank."""
-    ranks = rankdata(-influence, axis=0)
+    ranks = metrics.ranks(-influence)
     return np.asarray(1 / ranks[wanted, np.arange(influence.shape[1])])
 
 
@@ -81,4 +81,4 @@ def significance(differences: list[float]) -> float | None:
     mean, error = over_seeds(differences)
     if not error:
         return None
-    return float(norm.isf(t.sf(mean / error, len(differences) - 1)))
+    return float(-ndtri(stdtr(len(differences) - 1, -mean / error)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from hepx import metrics
 from hepx.attribution import Subject, explain
@@ -67,7 +67,7 @@ def control_checks(case: Case, gate: Gate, rows: Mapping[str, Measures]) -> Iter
         auc, error = _auc(test.y.numpy(), score, test.weight.double().numpy(), case.settings.seed)
         yield _half(level, name, "AUC of other events with labels shuffled alike", auc, error, NORMAL)
     what = f"AUC with the labels of the mechanism; error: rms distance from ½ of {IGNORANT} untrained networks"
-    yield _half(level, name, what, gate.auc, gate.error, float(student_t.ppf(1 - CHANCE / 2, IGNORANT)))
+    yield _half(level, name, what, gate.auc, gate.error, float(stdtrit(IGNORANT, 1 - CHANCE / 2)))
     judged = {method: measures for method, measures in rows.items() if method not in OBSERVATIONS}
     passing = [method for method, measures in judged.items() if missed(method, measures) == []]
     what = "methods that meet every criterion although there is nothing to find"

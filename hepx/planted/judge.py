@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import t as student_t
+from scipy.special import stdtr
 
 from hepx import metrics
 from hepx.graph import DEFINED, RAW_FEATURES, GraphBatch
@@ -315,7 +315,7 @@ def _by_chance(found: Found, weight: Array) -> float | None:
     error = np.sqrt((weight[:, None] ** 2 * (found.objects - mean) ** 2).sum(0)) / abs(weight.sum())
     largest = float(_share(np.abs(mean), error)[error > 0].max(initial=0.0))
     independent = float(weight.sum() ** 2 / (weight**2).sum()) - 1
-    return min(1.0, 2 * int((error > 0).sum()) * float(student_t.sf(largest, independent)))
+    return min(1.0, 2 * int((error > 0).sum()) * float(stdtr(independent, -largest)))
 
 
 def _closures(

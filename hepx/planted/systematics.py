@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.special import ndtri
-from scipy.stats import t as student_t
+from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from hepx import random
@@ -110,7 +109,7 @@ def coverage(
 
     The band: its own change ± t times the standard deviation of those of the other networks, t for their number.
     """
-    quantile = student_t.ppf(0.5 + BAND / 2, len(shifts) - 2)
+    quantile = stdtrit(len(shifts) - 2, 0.5 + BAND / 2)
     counts, shares = mask * weight[:, None], []
     for i, own in enumerate(shifts):
         spread = np.delete(shifts, i, axis=0).std(0, ddof=1)

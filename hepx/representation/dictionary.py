@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
+from hepx import metrics
 from hepx.interventions import spread
 from hepx.results_network import Dictionary, finite
 
@@ -159,7 +159,7 @@ def readable(
 
 
 def _largest_correlation(coefficients: Array, values: Array, weight: Array) -> tuple[float, float | None]:
-    ranks, wanted = rankdata(coefficients, axis=0), rankdata(values)
+    ranks, wanted = metrics.ranks(coefficients), metrics.ranks(values)
     size = np.abs(_correlations(ranks, wanted, weight[:1])[0])
     at = int(size.argmax())
     return float(size[at]), spread(_correlations(ranks[:, at : at + 1], wanted, weight[1:])[:, 0])

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 from torch import Tensor
 
+from hepx import metrics
 from hepx.interventions import spliced
 from hepx.models import Model
 
@@ -55,7 +56,7 @@ def fit_eraser(states: Float[np.ndarray, "n D"], concept: Float[np.ndarray, "n K
 
 def concept(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 2"]:
     """What is erased of an observable: its trend and its curvature, in normal scores t of its rank: t and t²."""
-    t = norm.ppf((rankdata(values) - 0.5) / len(values))
+    t = ndtri((metrics.ranks(values) - 0.5) / len(values))
     return np.stack([t, t**2], 1)
 
 
