@@ -24,7 +24,7 @@ from hepx.models import build_model
 from hepx.models.deepsets import DeepSetsSettings
 from hepx.notebook import Trained, open_run
 from hepx.planted import toy_graphs
-from hepx.report import FIGURES, make_report
+from hepx.report import FIGURES, Figure, make_report
 from hepx.results import Provenance
 from hepx.results_influence import Influence
 
@@ -248,11 +248,14 @@ def test_a_run_without_snapshots_says_how_to_get_them(run: Path, trained: Traine
         (run / "aside").rename(kept)
 
 
+def only(*names: str) -> dict[str, Figure]:
+    """The figures of a report, those of other sections not drawn."""
+    return {name: one if name in names else replace(one, draw=lambda saved: {}) for name, one in FIGURES.items()}
+
+
 def test_the_report_has_a_section_where_there_are_results(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That it has none without is what `test_report` sees."""
-    own = ("own_influence", "influence")
-    only = {name: one if name in own else replace(one, draw=lambda saved: {}) for name, one in FIGURES.items()}
-    monkeypatch.setattr("hepx.report.figures.FIGURES", only)
+    monkeypatch.setattr("hepx.report.figures.FIGURES", only("own_influence", "influence"))
     invoke("influence", str(run), "--score", "grad_cos", "--score", "loss", "--query", "label == 0", "--queries", "25")
     text = make_report(run).read_text(encoding="utf-8")
     assert ">Training events<" in text
@@ -279,8 +282,11 @@ def test_graphs_may_be_queries(trained: Trained) -> None:
     assert len(trained.influence("random", few).events) == 12
 
 
-def test_audit_and_distillation_by_the_command_line(run: Path) -> None:
+def test_audit_and_distillation_by_the_command_line(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files beside one another, and sections of the report."""
+    monkeypatch.setattr(
+        "hepx.report.figures.FIGURES", only("audit_rates", "suspects", "distilled", "shapes", "dropped")
+    )
     (run / "report.html").unlink(missing_ok=True)  # made once, at the end
     assert "training events stand out" in invoke("influence", "audit", str(run), "--share", "0.05", "--score", "loss")
     line = ["influence", "distill", str(run), "--score", "loss", "--fractions", "0.5", "--seeds", "1-2", "--sets", "2"]

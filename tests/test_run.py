@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from hepx import metrics
 from hepx.cli import app, main
 from hepx.config import load, parse, write_yaml
 from hepx.errors import ConfigError, HepxError, ResultError
+from hepx.report import FIGURES
 from hepx.results import Explanation
 from hepx.results_network import AttentionMap, ExpertReport
 from hepx.run import Run, RunSettings
@@ -63,6 +65,25 @@ def hepx(*arguments: str, cwd: Path = ROOT, **options: object) -> subprocess.Com
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, **options)  # type: ignore[call-overload, no-any-return]
 
 
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process: the imports of a new one would take most of the time."""
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["hepx", *arguments])
+        monkeypatch.setattr(logging.getLogger("hepx"), "handlers", [])  # `main` puts its own there
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(arguments, ended.value.code, said.out, said.err)
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
@@ -95,8 +116,16 @@ def test_run_folder_holds_every_result(small: Path) -> None:
     assert not list(small.rglob(".*.npz"))
 
 
-def test_explanations_are_judged_and_labels_planted_into_the_events_of_a_run(small: Path, runs: Path) -> None:
+def test_explanations_are_judged_and_labels_planted_into_the_events_of_a_run(
+    small: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a copy: the judgement is in validate.json and on the page, and found again; labels of a sum are explained."""
+    own = {
+        name: replace(one, draw=lambda saved: {})
+        for name, one in FIGURES.items()
+        if name not in ("validation", "agreement")
+    }
+    monkeypatch.setattr("hepx.report.figures.FIGURES", FIGURES | own)
     copy = shutil.copytree(small, runs / "judged")
     line = ["validate", str(copy), "--explained", "6", "--method", "saliency"]
     inside = CliRunner()  # in this process: the imports of new ones would take most of the time
@@ -147,14 +176,14 @@ def test_results_carry_their_provenance(small: Path) -> None:
         assert names <= set(file.files)
 
 
-def test_finished_stages_are_skipped_and_changed_ones_repeated(small: Path) -> None:
+def test_finished_stages_are_skipped_and_changed_ones_repeated(small: Path, inside: Command) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*") if path.suffix in {".npz", ".safetensors"}}
-    again = hepx("run", str(small))
+    again = inside("run", str(small))
     assert again.returncode == 0, again.stderr
     assert "train: done already" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (small / "report.html").exists()
-    changed = hepx("explain", str(small), "explain.0.draws=3")
+    changed = inside("explain", str(small), "explain.0.draws=3")
     assert changed.returncode == 0, changed.stderr
     assert "train: done already" in changed.stderr
     assert not (small / "report.html").exists()  # it told of the explanations before
@@ -217,19 +246,19 @@ def test_a_damaged_file_is_named(small: Path, tmp_path: Path) -> None:
             read(path)
 
 
-def test_same_seed_twice_gives_identical_metrics(small: Path, runs: Path) -> None:
+def test_same_seed_twice_gives_identical_metrics(small: Path, runs: Path, inside: Command) -> None:
     again = hepx("evaluate", str(CONFIG), *SMALL, "name=again", "--runs", str(runs))
     assert again.returncode == 0, again.stderr
     assert (runs / "again" / "metrics.json").read_bytes() == (small / "metrics.json").read_bytes()
-    third = hepx("train", str(CONFIG), *SMALL, "name=third", "seed=43", "--runs", str(runs))
+    third = inside("train", str(CONFIG), *SMALL, "name=third", "seed=43", "--runs", str(runs))
     assert third.returncode == 0, third.stderr
     assert (runs / "third" / "history.csv").read_bytes() != (small / "history.csv").read_bytes()
-    same = hepx("experts", str(small), str(runs / "again"))
+    same = inside("experts", str(small), str(runs / "again"))
     assert same.returncode == 2
     assert "two of the run folders hold the same training" in same.stderr
-    other_seed = hepx("experts", str(small), str(runs / "third"))
+    other_seed = inside("experts", str(small), str(runs / "third"))
     assert "the number of an expert means nothing in another training" in other_seed.stdout
-    alone = hepx("experts", str(small))
+    alone = inside("experts", str(small))
     assert alone.returncode != 0
     assert "at least two run folders are needed; got 1" in alone.stderr
 
@@ -258,13 +287,13 @@ def test_killed_training_goes_on_to_the_same_result(runs: Path, small: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_run_is_fine_tuned(small: Path, runs: Path, tmp_path: Path) -> None:
+def test_a_run_is_fine_tuned(small: Path, runs: Path, tmp_path: Path, inside: Command) -> None:
     """Its events are refused where they would test the new run; its weights are named; --resume finds it finished."""
     source = tmp_path / "source"
     shutil.copytree(small, source, ignore=shutil.ignore_patterns("explain", "figures"))
     changes = [change if not change.startswith("name=") else "name=tuned" for change in SMALL]
     arguments = [str(CONFIG), *changes, "train.trainable_layers=1", "--runs", str(runs)]
-    done = hepx("train", *arguments, "--from", str(source))
+    done = inside("train", *arguments, "--from", str(source))
     assert done.returncode == 0, done.stderr
     assert "trained: head; all else stays as it is" in done.stderr
     before, after = (load_file(folder / "checkpoints" / "best.safetensors") for folder in (source, runs / "tuned"))
@@ -275,10 +304,10 @@ def test_a_run_is_fine_tuned(small: Path, runs: Path, tmp_path: Path) -> None:
     digest = hashlib.sha256((source / "checkpoints" / "best.safetensors").read_bytes()).hexdigest()
     assert provenance["source"] == {"run": str(source), "checkpoint": digest[:16]}
     shutil.rmtree(source)  # it was noted, so the run goes on without it
-    again = hepx("train", str(runs / "tuned"), "--resume")
+    again = inside("train", str(runs / "tuned"), "--resume")
     assert again.returncode == 0, again.stderr
     assert "train: done already" in again.stderr
-    resplit = hepx(
+    resplit = inside(
         "evaluate",
         str(CONFIG),
         *changes[1:],
@@ -290,7 +319,7 @@ def test_a_run_is_fine_tuned(small: Path, runs: Path, tmp_path: Path) -> None:
     )
     assert resplit.returncode == 3
     assert "or one it was fine-tuned from" in resplit.stderr
-    other = hepx("train", str(CONFIG), *changes[1:], "name=other", "model.dim=32", f"train.from={small}")
+    other = inside("train", str(CONFIG), *changes[1:], "name=other", "model.dim=32", f"train.from={small}")
     assert other.returncode == 2
     assert "has dim 16, that of this config 32" in other.stderr
 
@@ -345,20 +374,14 @@ def test_mistakes_end_with_one_sentence(
     code: int,
     message: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    inside: Command,
 ) -> None:
-    """In this process: the imports of a new one would take most of the time."""
     if "device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     runs = [] if arguments[0] == "simulate" else ["--runs", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["hepx", *arguments, *runs])
-    monkeypatch.setattr(logging.getLogger("hepx"), "handlers", [])  # `main` puts its own there
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr().err
-    assert ended.value.code == code, said
-    assert message in said
+    done = inside(*arguments, *runs)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -412,8 +435,8 @@ def test_the_names_of_every_shipped_config_are_known() -> None:
     parse(RunSettings, load(CONFIG, [regions, "insides.regions={x: both == 1}"]), "c").refuse_unknown()
 
 
-def test_completeness_gate_stops_the_run(small: Path) -> None:
-    failed = hepx("explain", str(small), "explain.1.steps=2", "explain.1.max_completeness_error=0.001")
+def test_completeness_gate_stops_the_run(small: Path, inside: Command) -> None:
+    failed = inside("explain", str(small), "explain.1.steps=2", "explain.1.max_completeness_error=0.001")
     assert failed.returncode == 4
     assert "the attributions miss the score change" in failed.stderr
 
@@ -436,33 +459,33 @@ def test_a_moved_run_folder_needs_no_root_files(small: Path, tmp_path: Path) -> 
     assert moved._inputs() == json.loads((small / "stages.json").read_text())["convert"]["inputs"]
 
 
-def test_two_processes_in_one_folder_and_a_changed_name_are_refused(small: Path) -> None:
+def test_two_processes_in_one_folder_and_a_changed_name_are_refused(small: Path, inside: Command) -> None:
     with (small / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        refused = hepx("report", str(small))
+        refused = inside("report", str(small))
     assert refused.returncode == 2
     assert "another hepx works in" in refused.stderr
-    renamed = hepx("report", str(small), "name=other")
+    renamed = inside("report", str(small), "name=other")
     assert renamed.returncode == 2
     assert "is the run 'small'; its name cannot be changed" in renamed.stderr
 
 
-def test_only_other_content_is_converted_again_and_the_file_is_named(tmp_path: Path) -> None:
+def test_only_other_content_is_converted_again_and_the_file_is_named(tmp_path: Path, inside: Command) -> None:
     """A new time stamp is not other content; another file of the same name is, and the log says which and how."""
     paths = {name: tmp_path / f"{name}.root" for name in ("signal", "ttbar", "singletop")}
     for name, path in paths.items():
         shutil.copy(ROOT / "data" / f"{name}.root", path)
     changes = [f"data.samples.{name}.files={path}" for name, path in paths.items()]
     convert = ("convert", str(CONFIG), "name=r", "data.select=met > 300", *changes, "--runs", str(tmp_path))
-    assert hepx(*convert).returncode == 0
+    assert inside(*convert).returncode == 0
     os.utime(paths["ttbar"], (1, 1))
-    touched = hepx(*convert)
+    touched = inside(*convert)
     assert "convert: done already" in touched.stderr
     with uproot.recreate(paths["ttbar"]) as new, uproot.open(ROOT / "data" / "ttbar.root") as old:
         new.mktree("analysis", {"jet_n": "int32"})
         before = str(old.file.uuid)
     size = (ROOT / "data" / "ttbar.root").stat().st_size
-    again = hepx(*convert)
+    again = inside(*convert)
     assert again.returncode == 3  # a tree without events
     said = f"input files changed since they were converted: {paths['ttbar']}: size {size} -> "
     assert said in again.stderr
@@ -485,13 +508,13 @@ def test_version() -> None:
     assert hepx("--version").stdout.startswith("hepx 0.")
 
 
-def test_a_missing_result_is_made_again_and_a_stale_one_deleted(small: Path) -> None:
+def test_a_missing_result_is_made_again_and_a_stale_one_deleted(small: Path, inside: Command) -> None:
     (small / "metrics.json").unlink()
-    done = hepx("evaluate", str(small))
+    done = inside("evaluate", str(small))
     assert done.returncode == 0, done.stderr
     assert "train: done already" in done.stderr
     assert (small / "metrics.json").exists()
-    changed = hepx("train", str(small), "train.lr=2e-3")
+    changed = inside("train", str(small), "train.lr=2e-3")
     assert changed.returncode == 0, changed.stderr
     stale = ["metrics.json", "scores.parquet", "explain", "attention.npz", "experts.json"]
     assert [name for name in stale if (small / name).exists()] == []
