@@ -79,7 +79,7 @@ class IntegratedGradients(GatedMethod):
             slope, _ = samples(paths, course, path, low, width, few.places)
             values = few.sum(slope)
             open_ = (values.sum((1, 2)) - (last - first)).abs() > allowed[path] * width**0.5
-            open_ &= self.steps * width >= len(many.places)
+            open_ &= self.steps * width >= 2 * NODES
             total.index_add_(0, path[~open_], values[~open_])
             path, low, first, last = (v[open_] for v in (path, low, first, last))
             if not len(path):
